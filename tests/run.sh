@@ -1,0 +1,45 @@
+#!/usr/bin/env bash
+# Runs everything that CI runs, from a bare Debian or Ubuntu with git and python3.
+#
+#   run.sh [--fast] [ARGUMENTS FOR PYTEST]
+#
+# --fast           only what needs neither a mount nor another program
+# CI=true          what a test needs and does not find is a failure, not a skip
+# LUKSHDRFS_TOOLS  a directory with programs that no release of Debian has ready: dmcrypt-vm (runs commands beside a
+#                  kernel's dm-crypt) and qemu10 (prints the bin/ of a QEMU newer than 9). Or name them one by one:
+# LUKSHDRFS_DMCRYPT_VM, LUKSHDRFS_QEMU10
+set -euo pipefail
+
+root=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
+cd "$root"
+
+pytest_arguments=()
+if [[ ${1:-} == --fast ]]; then
+    shift
+    pytest_arguments+=(tests --ignore=tests/mount --ignore=tests/interop --ignore=tests/fault)
+fi
+pytest_arguments+=("$@")
+
+if [[ -n ${LUKSHDRFS_TOOLS:-} ]]; then
+    tool=$LUKSHDRFS_TOOLS/dmcrypt-vm
+    if [[ -z ${LUKSHDRFS_DMCRYPT_VM:-} && -x $tool ]] && { "$tool" check || "$tool" setup; } >&2; then
+        export LUKSHDRFS_DMCRYPT_VM=$tool
+    fi
+    tool=$LUKSHDRFS_TOOLS/qemu10
+    if [[ -z ${LUKSHDRFS_QEMU10:-} && -x $tool ]] && bin=$("$tool"); then
+        export LUKSHDRFS_QEMU10=$bin
+    fi
+fi
+
+bin=$(tests/setup.sh test)
+
+step() {
+    echo "== $*" >&2
+    "$@"
+}
+step "$bin/ruff" check --quiet .
+step "$bin/ruff" format --check --quiet .
+step "$bin/mypy"
+step "$bin/lint-imports"
+# never `python -m pytest`: that would import the sources beside it, which have no compiled module
+step "$bin/pytest" "${pytest_arguments[@]}"

@@ -1,0 +1,60 @@
+#!/usr/bin/env bash
+# Sets up what the program needs on a bare Debian or Ubuntu, and prints the directory with the program in it.
+#
+#   setup.sh [--venv DIR] run      what it takes to build and run lukshdrfs
+#   setup.sh [--venv DIR] test     that, and everything the tests use
+#
+# System packages come from apt, only those that are missing (with sudo where we are not root). Everything of
+# Python goes into a private virtual environment, .venv in the project unless told; the system's Python stays as it is.
+# The package is built and installed as users get it, not linked to the sources: what is tested is what ships.
+set -euo pipefail
+
+root=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
+venv=$root/.venv
+if [[ ${1:-} == --venv ]]; then
+    venv=$2
+    shift 2
+fi
+
+packages=(python3-venv python3-dev gcc pkg-config libfuse3-dev fuse3 libssl-dev libgcrypt20-dev)
+extras=
+case ${1:-} in
+    run) packages+=(e2fsprogs mount) ;;
+    test)
+        packages+=(cryptsetup-bin qemu-utils qemu-system-common qemu-system-x86 fio e2fsprogs mount util-linux)
+        extras='[test]'
+        ;;
+    *)
+        echo "usage: setup.sh [--venv DIR] run|test" >&2
+        exit 1
+        ;;
+esac
+
+say() { echo "setup: $*" >&2; }
+
+install_system_packages() {
+    local missing=() package
+    for package in "${packages[@]}"; do
+        [[ $(dpkg-query -W -f '${db:Status-Status}' "$package" 2>/dev/null) == installed ]] || missing+=("$package")
+    done
+    ((${#missing[@]})) || return 0
+    say "installing ${missing[*]}"
+    local as_root=()
+    ((EUID == 0)) || as_root=(sudo)
+    local apt=("${as_root[@]}" env DEBIAN_FRONTEND=noninteractive apt-get -q -y)
+    "${apt[@]}" update >&2
+    "${apt[@]}" install --no-install-recommends "${missing[@]}" >&2
+}
+
+# A Python newer than the system's, first on PATH, has its own headers and its own venv module.
+install_python_packages() {
+    local python=$venv/bin/python
+    [[ -x $python ]] || python3 -m venv "$venv"
+    say "building and installing lukshdrfs into $venv"
+    rm -rf "$root/build" # setuptools would put what an earlier build left there into the wheel
+    "$python" -m pip install --quiet --disable-pip-version-check --no-input "$root$extras"
+}
+
+install_system_packages
+install_python_packages
+echo "$venv/bin"

@@ -1,0 +1,51 @@
+"""Processes as /proc shows them."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+from pathlib import Path
+
+from support.waiting import wait_until
+
+
+def alive(pid: int) -> bool:
+    """Tell whether a process runs; one that has ended and that nobody has collected yet does not."""
+    try:
+        state = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
+    except (FileNotFoundError, ProcessLookupError):
+        return False
+    return state not in {"Z", "X"}
+
+
+def wait_gone(pid: int) -> None:
+    """Wait until a process has ended."""
+    wait_until(lambda: not alive(pid), f"process {pid} ends")
+
+
+def kill(pid: int) -> None:
+    """End a process for good."""
+    with contextlib.suppress(ProcessLookupError):
+        os.kill(pid, signal.SIGKILL)
+
+
+def commands() -> dict[int, list[str]]:
+    """Return the arguments of every process that runs."""
+    found = {}
+    for entry in Path("/proc").iterdir():
+        if entry.name.isdigit() and alive(int(entry.name)):
+            with contextlib.suppress(OSError):
+                words = (entry / "cmdline").read_bytes().split(b"\0")
+                found[int(entry.name)] = [os.fsdecode(word) for word in words if word]
+    return found
+
+
+def daemons(folder: Path) -> dict[int, list[str]]:
+    """Return the processes of our program that work on something below `folder`."""
+    return {
+        pid: words
+        for pid, words in commands().items()
+        if any("lukshdrfs" in Path(word).name for word in words[:3])
+        and any(str(folder) in word for word in words)
+    }
