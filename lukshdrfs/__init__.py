@@ -1,0 +1,46 @@
+"""
+Unlock a LUKS volume whose header lives apart from its data, without root.
+
+    with lukshdrfs.open_volume("payload.img", header="header.img", passphrase=b"…") as volume:
+        data = volume.pread(4096, offset=0)
+
+`lukshdrfs mount` on the command line shows the same volume as a file.
+"""
+
+from lukshdrfs._version import VERSION as __version__
+from lukshdrfs.errors import (
+    DeviceError,
+    HeaderError,
+    InUse,
+    KeyslotError,
+    LukshdrfsError,
+    NoUsableKeyslot,
+    OutOfMemory,
+    PayloadError,
+    ReadOnlyError,
+    UnsupportedFeature,
+    UsageError,
+    WrongKey,
+)
+from lukshdrfs.luks import KdfLimits
+from lukshdrfs.volume import HeaderPin, Volume, open_volume
+
+__all__ = [
+    "DeviceError",
+    "HeaderError",
+    "HeaderPin",
+    "InUse",
+    "KdfLimits",
+    "KeyslotError",
+    "LukshdrfsError",
+    "NoUsableKeyslot",
+    "OutOfMemory",
+    "PayloadError",
+    "ReadOnlyError",
+    "UnsupportedFeature",
+    "UsageError",
+    "Volume",
+    "WrongKey",
+    "__version__",
+    "open_volume",
+]

@@ -1,0 +1,14 @@
+"""The sector ciphers under dm-crypt's names, over contiguous runs of sectors. Knows nothing of LUKS volumes."""
+
+from lukshdrfs.cipher.anti_forensic import af_merge, af_split
+from lukshdrfs.cipher.sector_cipher import Engine, SectorCipher, usual_engine
+from lukshdrfs.cipher.spec import CipherSpec, check_sector_size
+
+__all__ = ["CipherSpec",
+    "Engine",
+    "SectorCipher",
+    "af_merge",
+    "af_split",
+    "check_sector_size",
+    "usual_engine",
+]

@@ -1,0 +1,50 @@
+"""Reading a header of either version. Takes bytes, opens nothing."""
+
+from __future__ import annotations
+
+from lukshdrfs.errors import HeaderError
+from lukshdrfs.luks.luks1 import extent_luks1, parse_luks1
+from lukshdrfs.luks.luks2_binary import PRIMARY_MAGIC, choose_copy, parse_luks2
+from lukshdrfs.luks.luks2_check import MAX_KEYSLOTS_SIZE, METADATA_SIZES
+from lukshdrfs.luks.model import Header
+
+PREFIX_SIZE = 2 * METADATA_SIZES[-1]
+"""Bytes that hold the metadata of any header: two copies of the largest size."""
+
+MAX_EXTENT = PREFIX_SIZE + MAX_KEYSLOTS_SIZE
+"""Bytes of the largest legal header."""
+
+
+def _version(data: bytes) -> int:
+    """
+    Return 1 or 2. Without a magic at the start it is 2, whose secondary header is then searched for.
+
+    So does cryptsetup (lib/setup.c, `_crypt_load_luks`). Raises HeaderError for other versions.
+    """
+    version = int.from_bytes(data[6:8], "big") if data.startswith(PRIMARY_MAGIC) else 2
+    if version not in (1, 2):
+        raise HeaderError(f"LUKS version {version} is not known")
+    return version
+
+
+def header_extent(prefix: bytes) -> int:
+    """
+    Return how many bytes the header takes that starts with `prefix` (the first PREFIX_SIZE bytes, or all).
+
+    Raises HeaderError if there is no valid header, or it claims to be larger than headers can be.
+    """
+    extent = extent_luks1(prefix) if _version(prefix) == 1 else choose_copy(prefix)[0].extent
+    if extent > MAX_EXTENT:
+        raise HeaderError(f"the header claims {extent} bytes, no header has more than {MAX_EXTENT}")
+    return extent
+
+
+def parse_header(data: bytes, size: int | None = None) -> Header:
+    """
+    Parse the header that `data` starts with.
+
+    `size` is that of the file or device it is from, in bytes; all of it is in `data` if it is left out.
+    Raises HeaderError if there is no valid header.
+    """
+    size = len(data) if size is None else size
+    return parse_luks1(data, size) if _version(data) == 1 else parse_luks2(data, size)

@@ -1,0 +1,134 @@
+"""
+The LUKS1 header.
+
+Source: LUKS1 specification 1.2.3, figure 1 (`phdr`) and figure 2 (key slot); cryptsetup,
+lib/luks1/keymanage.c (`_check_and_convert_hdr`, `LUKS_check_keyslots`, `LUKS_check_device_size`).
+"""
+
+from __future__ import annotations
+
+import struct
+from dataclasses import dataclass
+from itertools import pairwise
+
+from lukshdrfs.errors import HeaderError, UnsupportedFeature
+from lukshdrfs.luks.hashes import find_hash
+from lukshdrfs.luks.model import AfSplitter, Digest, Header, Kdf, Keyslot, KeyslotArea, Segment
+
+PHDR = struct.Struct(">6sH32s32s32sII20s32sI40s")
+"""magic, version, cipher name, cipher mode, hash, payload offset, key bytes, mk digest, salt, iterations, uuid."""
+
+SLOT = struct.Struct(">II32sII")
+"""active, iterations, salt, key material offset, stripes."""
+
+SLOTS = 8
+SECTOR = 512
+STRIPES = 4000
+HEADER_SIZE = 1024
+"""Bytes that cryptsetup reads and writes as the header (592 and padding)."""
+
+ENABLED = 0x00AC71F3
+DISABLED = 0x0000DEAD
+
+_DIGEST_SIZE = 20
+
+
+@dataclass(frozen=True, slots=True)
+class _Slot:
+    number: int
+    active: int
+    iterations: int
+    salt: bytes
+    offset_sectors: int
+    stripes: int
+
+
+def _text(field: bytes) -> str:
+    return field[:-1].partition(b"\0")[0].decode("utf-8", errors="surrogateescape")
+
+
+def _read_slots(data: bytes) -> list[_Slot]:
+    return [_Slot(n, *SLOT.unpack_from(data, PHDR.size + n * SLOT.size)) for n in range(SLOTS)]
+
+
+def _check_slots(slots: list[_Slot], material_sectors: int, payload_sectors: int) -> None:
+    """Key material lies behind the header, before the payload (if that is in the same file), without overlap."""
+    for slot in slots:
+        if slot.stripes != STRIPES:
+            raise HeaderError(f"LUKS1 keyslot {slot.number} has {slot.stripes} stripes, expected {STRIPES}")
+        if slot.offset_sectors * SECTOR < HEADER_SIZE:
+            raise HeaderError(f"LUKS1 keyslot {slot.number} lies in the header")
+        if payload_sectors and slot.offset_sectors + material_sectors > payload_sectors:
+            raise HeaderError(f"LUKS1 keyslot {slot.number} reaches into the data")
+    for before, after in pairwise(sorted(slots, key=lambda slot: slot.offset_sectors)):
+        if after.offset_sectors < before.offset_sectors + material_sectors:
+            raise HeaderError(f"LUKS1 keyslots {before.number} and {after.number} overlap")
+
+
+def _check_hash(name: str) -> None:
+    try:
+        digest_size = find_hash(name).digest_size
+    except UnsupportedFeature as error:
+        raise HeaderError(f"LUKS1 header: {error}") from None
+    if digest_size < _DIGEST_SIZE:
+        raise HeaderError(f"LUKS1 header: hash {name!r} is too short")
+
+
+def parse_luks1(data: bytes, size: int) -> Header:
+    """
+    Parse a LUKS1 header from its first bytes; `size` is that of the file or device it is from.
+
+    Raises HeaderError if it is not valid, or does not fit `size`.
+    """
+    if len(data) < HEADER_SIZE:
+        raise HeaderError(f"the LUKS1 header is cut off: it needs {HEADER_SIZE} bytes, there are {len(data)}")
+    fields = PHDR.unpack_from(data)
+    _magic, _version, cipher, mode, hash_field, payload_sectors, key_size, digest, salt, iterations, uuid = fields
+    hash_name, slots = _text(hash_field), _read_slots(data)
+    _check_hash(hash_name)
+    material_sectors = -(-key_size * STRIPES // SECTOR)
+    _check_slots(slots, material_sectors, payload_sectors)
+    if key_size == 0:
+        raise HeaderError("LUKS1 header: the key has no bytes")
+    used = [slot for slot in slots if slot.active != DISABLED]
+    extent = _extent(slots, key_size)
+    if max(_extent(used, key_size), HEADER_SIZE) > size:
+        raise HeaderError(f"the LUKS1 header is cut off: it needs {extent} bytes, there are {size}")
+    encryption = f"{_text(cipher)}-{_text(mode)}"
+    keyslots = tuple(
+        Keyslot(
+            id=slot.number,
+            type="luks2",
+            key_size=key_size,
+            area=KeyslotArea(slot.offset_sectors * SECTOR, material_sectors * SECTOR, encryption, key_size),
+            kdf=Kdf("pbkdf2", slot.salt, slot.iterations, hash=hash_name),
+            af=AfSplitter(hash_name, STRIPES),
+            problem="" if slot.active == ENABLED else f"its state {slot.active:#x} is unknown",
+        )
+        for slot in used
+    )
+    return Header(
+        version=1,
+        uuid=_text(uuid),
+        keyslots=keyslots,
+        digests=(
+            Digest(0, "pbkdf2", tuple(slot.id for slot in keyslots), (0,), hash_name, iterations, salt, digest),
+        ),
+        segments=(Segment(0, "crypt", payload_sectors * SECTOR, None, 0, encryption),),
+        area=data[:extent],
+        # cryptsetup refuses this one; but what is missing holds no key, and people cut such headers by hand
+        warnings=(f"unused keyslots are cut off: {size} of {extent} bytes are there",) if extent > size else (),
+    )
+
+
+def _extent(slots: list[_Slot], key_size: int) -> int:
+    """Return the byte behind the key material of the last of some slots, 0 for none."""
+    material_sectors = -(-key_size * STRIPES // SECTOR)
+    return max(((slot.offset_sectors + material_sectors) * SECTOR for slot in slots), default=0)
+
+
+def extent_luks1(data: bytes) -> int:
+    """Return how many bytes the header with these first bytes takes, keyslot areas included."""
+    if len(data) < HEADER_SIZE:
+        return HEADER_SIZE
+    return _extent(_read_slots(data), PHDR.unpack_from(data)[6])

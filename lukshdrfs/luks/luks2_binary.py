@@ -1,0 +1,191 @@
+"""
+The LUKS2 binary header, its two copies, and which of them is valid.
+
+Source: LUKS2 specification, section 2.1 (binary header); cryptsetup, lib/luks2/luks2_disk_metadata.c
+(`hdr_read_disk`, `LUKS2_disk_hdr_read`) for the choice between the copies.
+"""
+
+from __future__ import annotations
+
+import logging
+import struct
+from dataclasses import dataclass
+
+from cryptography.hazmat.primitives.hashes import Hash
+
+from lukshdrfs.errors import HeaderError, UnsupportedFeature
+from lukshdrfs.luks import strict_json as sj
+from lukshdrfs.luks.hashes import find_hash
+from lukshdrfs.luks.luks2_check import BINARY_SIZE, METADATA_SIZES, check_metadata, requirements
+from lukshdrfs.luks.luks2_json import parse_digests, parse_keyslots, parse_segments, parse_tokens
+from lukshdrfs.luks.model import Header
+from lukshdrfs.luks.strict_json import Json
+
+log = logging.getLogger(__name__)
+
+PRIMARY_MAGIC = b"LUKS\xba\xbe"
+SECONDARY_MAGIC = b"SKUL\xba\xbe"
+
+BINARY = struct.Struct(">6sHQQ48s32s64s40s48sQ184s64s")
+"""magic, version, hdr_size, seqid, label, csum_alg, salt, uuid, subsystem, hdr_offset, padding, csum."""
+
+CHECKSUM_OFFSET = BINARY.size - 64
+
+
+@dataclass(frozen=True, slots=True)
+class BinaryHeader:
+    """One copy's binary header; its checksum fits the copy."""
+
+    hdr_size: int
+    """Bytes of the copy: binary header and JSON area."""
+    seqid: int
+    label: str
+    uuid: str
+    subsystem: str
+    json_area: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class MetadataCopy:
+    """One valid copy."""
+
+    binary: BinaryHeader
+    metadata: Json
+
+    @property
+    def keyslots_size(self) -> int:
+        """Bytes set aside for the keyslot areas."""
+        return sj.get_strtoull(self.metadata["config"], "keyslots_size", "config")
+
+    @property
+    def extent(self) -> int:
+        """Bytes of the whole header: both copies and the keyslot areas."""
+        return 2 * self.binary.hdr_size + self.keyslots_size
+
+
+def parse_binary(data: bytes, offset: int, *, secondary: bool) -> BinaryHeader:
+    """
+    Return the binary header of the copy at byte `offset`, after verifying its checksum.
+
+    Raises HeaderError if there is none, or it is damaged.
+    """
+    which = "secondary" if secondary else "primary"
+    if len(data) < offset + BINARY_SIZE:
+        raise HeaderError(f"the {which} LUKS2 header is cut off")
+    fields = BINARY.unpack_from(data, offset)
+    magic, version, hdr_size, seqid, label, csum_alg, _salt, uuid, subsystem, hdr_offset, _, csum = fields
+    if magic != (SECONDARY_MAGIC if secondary else PRIMARY_MAGIC):
+        raise HeaderError(f"there is no {which} LUKS2 header at byte {offset}")
+    if version != 2:
+        raise HeaderError(f"the {which} LUKS2 header has version {version}, expected 2")
+    if hdr_offset != offset:
+        raise HeaderError(f"the {which} LUKS2 header says it is at byte {hdr_offset}, it is at {offset}")
+    if not METADATA_SIZES[0] <= hdr_size <= METADATA_SIZES[-1] or (secondary and hdr_size != offset):
+        raise HeaderError(f"the {which} LUKS2 header has an illegal size of {hdr_size} bytes")
+    if len(data) < offset + hdr_size:
+        raise HeaderError(f"the {which} LUKS2 header is cut off")
+    copy = bytearray(data[offset : offset + hdr_size])
+    copy[CHECKSUM_OFFSET : CHECKSUM_OFFSET + len(csum)] = bytes(len(csum))
+    _check_checksum(copy, _text(csum_alg), csum, which)
+    return BinaryHeader(
+        hdr_size=hdr_size,
+        seqid=seqid,
+        label=_text(label),
+        uuid=_text(uuid),
+        subsystem=_text(subsystem),
+        json_area=bytes(copy[BINARY_SIZE:]),
+    )
+
+
+def _text(field: bytes) -> str:
+    """Return a field's text. The last byte is taken for a NUL, as cryptsetup does (`hdr_from_disk`)."""
+    return field[:-1].partition(b"\0")[0].decode("utf-8", errors="surrogateescape")
+
+
+def _check_checksum(copy: bytearray, name: str, csum: bytes, which: str) -> None:
+    try:
+        algorithm = find_hash(name).algorithm
+    except UnsupportedFeature as error:
+        raise HeaderError(f"the {which} LUKS2 header's checksum: {error}") from None
+    digest = Hash(algorithm)
+    digest.update(bytes(copy))
+    if digest.finalize() != csum[: algorithm.digest_size]:
+        raise HeaderError(f"the {which} LUKS2 header's checksum is wrong")
+
+
+def _parse_copy(binary: BinaryHeader) -> MetadataCopy:
+    metadata = sj.load(binary.json_area)
+    check_metadata(metadata, len(binary.json_area))
+    return MetadataCopy(binary, metadata)
+
+
+def choose_copy(data: bytes) -> tuple[MetadataCopy, tuple[str, ...]]:
+    """
+    Return the valid copy of the metadata and what is wrong with the other one, if anything is.
+
+    The secondary is at the size that the primary names; if the primary's binary header is damaged, it is
+    searched for at each legal size. If both are valid, the higher seqid wins, the primary if they are equal.
+
+    Raises HeaderError if neither is valid; the message is about the primary.
+    """
+    primary: MetadataCopy | None = None
+    secondary: MetadataCopy | None = None
+    problems = []
+    offsets = METADATA_SIZES
+    try:
+        binary = parse_binary(data, 0, secondary=False)
+        offsets = (binary.hdr_size,)
+        primary = _parse_copy(binary)
+    except HeaderError as error:
+        problems.append(str(error))
+    try:
+        secondary = _parse_copy(_find_secondary(data, offsets))
+    except HeaderError as error:
+        problems.append(str(error))
+    if primary is None and secondary is None:
+        raise HeaderError(f"no valid LUKS2 header: {problems[0]}; {problems[1]}")
+    if primary and secondary and primary.binary.seqid != secondary.binary.seqid:
+        newer, name = max((primary, "secondary"), (secondary, "primary"), key=lambda c: c[0].binary.seqid)
+        return newer, (f"the {name} LUKS2 header is older than the other copy",)
+    chosen = primary or secondary
+    assert chosen is not None
+    return chosen, tuple(f"{problem}; using the other copy" for problem in problems)
+
+
+def _find_secondary(data: bytes, offsets: tuple[int, ...]) -> BinaryHeader:
+    for offset in offsets[:-1]:
+        try:
+            return parse_binary(data, offset, secondary=True)
+        except HeaderError as error:
+            log.debug("%s", error)
+    return parse_binary(data, offsets[-1], secondary=True)
+
+
+def parse_luks2(data: bytes, size: int) -> Header:
+    """
+    Parse a LUKS2 header from its first bytes; `size` is that of the file or device it is from.
+
+    Raises HeaderError if it is not valid, or does not fit `size`.
+    """
+    copy, warnings = choose_copy(data)
+    if copy.extent > size:
+        raise HeaderError(f"the LUKS2 header is cut off: it needs {copy.extent} bytes, there are {size}")
+    metadata = copy.metadata
+    config = metadata["config"]
+    return Header(
+        version=2,
+        uuid=copy.binary.uuid,
+        label=copy.binary.label,
+        subsystem=copy.binary.subsystem,
+        seqid=copy.binary.seqid,
+        metadata_size=copy.binary.hdr_size,
+        keyslots_size=copy.keyslots_size,
+        keyslots=parse_keyslots(metadata),
+        digests=parse_digests(metadata),
+        segments=parse_segments(metadata),
+        tokens=parse_tokens(metadata),
+        flags=sj.get_strings(config, "flags", "config", optional=True),
+        requirements=requirements(metadata),
+        area=data[: copy.extent],
+        warnings=warnings,
+    )

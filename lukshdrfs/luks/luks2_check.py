@@ -1,0 +1,335 @@
+"""
+Which LUKS2 metadata is valid: what cryptsetup accepts is accepted, what it rejects is rejected.
+
+Source: cryptsetup 2.6.1, lib/luks2/luks2_json_metadata.c (`LUKS2_hdr_validate`) and luks2_keyslot.c
+(`LUKS2_keyslots_validate`). Validity is not yet usability: unknown ciphers, segment types, requirements and
+flags are valid, and refused when a volume is to be opened (see unlock.py and volume.py).
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from dataclasses import dataclass
+
+from lukshdrfs.errors import HeaderError
+from lukshdrfs.luks import strict_json as sj
+from lukshdrfs.luks.strict_json import UINT64_MAX, Json
+
+BINARY_SIZE = 4096
+"""Bytes of the binary header before the JSON area (LUKS2 specification, table 1)."""
+
+METADATA_SIZES = tuple(16 * 1024 << n for n in range(9))
+"""Legal sizes in bytes of one copy: binary header and JSON area (16 KiB to 4 MiB; `LUKS2_HDR2_OFFSETS`)."""
+
+MAX_KEYSLOTS_SIZE = 128 * 1024 * 1024
+"""Bytes (`LUKS2_MAX_KEYSLOTS_SIZE`)."""
+
+ONLINE_REENCRYPT = ("online-reencrypt", "online-reencrypt-v2", "online-reencrypt-v3")
+
+_SECTOR = 512
+_AREA_ALIGNMENT = 4096
+
+
+@dataclass(frozen=True, slots=True)
+class _Interval:
+    offset: int
+    size: int
+
+    @property
+    def end(self) -> int:
+        return self.offset + self.size
+
+
+def check_metadata(metadata: Json, json_size: int) -> None:
+    """
+    Raise HeaderError unless the metadata are valid for a JSON area of `json_size` bytes.
+
+    The order of the checks is cryptsetup's: each relies on those before it.
+    """
+    _check_requirements(metadata)
+    _check_tokens(metadata)
+    _check_digests(metadata)
+    _check_segments(metadata)
+    _check_keyslots(metadata)
+    _check_config(metadata, json_size)
+    _check_areas(metadata)
+    _check_keyslot_contents(metadata)
+
+
+def requirements(metadata: Json) -> tuple[str, ...]:
+    """Return what the volume's user must implement; metadata that do not ask for anything give `()`."""
+    config = sj.get(metadata, "config", dict, "metadata")
+    if "requirements" not in config:
+        return ()
+    return sj.get_strings(
+        sj.get(config, "requirements", dict, "config"), "mandatory", "requirements", optional=True
+    )
+
+
+def _is_reencrypt_candidate(requirement: str) -> bool:
+    return requirement == "online-reencrypt" or bool(
+        re.fullmatch(r"online-reencrypt-v[0-9]+", requirement)
+    )
+
+
+def _check_requirements(metadata: Json) -> None:
+    if sum(map(_is_reencrypt_candidate, requirements(metadata))) > 1:
+        raise HeaderError("LUKS2 requirements: more than one online reencryption")
+
+
+def _check_references(owner: Json, key: str, where: str, targets: Json) -> None:
+    for name in sj.get_strings(owner, key, where):
+        sj.get(targets, name, dict, f"{where} refers to {key}, of which")
+
+
+def _check_tokens(metadata: Json) -> None:
+    tokens = list(sj.objects(metadata, "tokens"))
+    keyslots = sj.get(metadata, "keyslots", dict, "metadata") if tokens else {}
+    for name, token in tokens:
+        sj.get_text(token, "type", f"token {name}")
+        _check_references(token, "keyslots", f"token {name}", keyslots)
+
+
+def _check_digests(metadata: Json) -> None:
+    digests = list(sj.objects(metadata, "digests"))
+    keyslots = sj.get(metadata, "keyslots", dict, "metadata")
+    segments = sj.get(metadata, "segments", dict, "metadata")
+    for name, digest in digests:
+        sj.get_text(digest, "type", f"digest {name}")
+        _check_references(digest, "keyslots", f"digest {name}", keyslots)
+        _check_references(digest, "segments", f"digest {name}", segments)
+
+
+def is_backup(segment: Json) -> bool:
+    """Whether a segment only records what a reencryption started from or leads to."""
+    return any(flag.startswith("backup-") for flag in segment.get("flags", ()))
+
+
+def segment_size(segment: Json, where: str) -> int | None:
+    """Return a segment's size in bytes, None if it is dynamic."""
+    if sj.get_text(segment, "size", where) == "dynamic":
+        return None
+    return sj.get_uint64(segment, "size", where)
+
+
+def _check_segments(metadata: Json) -> None:
+    segments = sj.get(metadata, "segments", dict, "metadata")
+    if not segments:
+        raise HeaderError("LUKS2 segments: there is none")
+    first_backup = _first_backup(metadata)
+    regular = [_numbered_segment(segments, number) for number in range(first_backup)]
+    _check_segment_intervals(regular)
+    backups = [_numbered_segment(segments, number) for number in range(first_backup, len(segments))]
+    if any(requirement in ONLINE_REENCRYPT for requirement in requirements(metadata)):
+        _check_reencrypt_segments(regular, backups)
+
+
+def _first_backup(metadata: Json) -> int:
+    """Check each segment alone; return the number of the first backup segment, or how many there are."""
+    first_backup: int | None = None
+    count = 0
+    for name, segment in sj.objects(metadata, "segments"):
+        count += 1
+        _check_segment(segment, name, metadata)
+        number = int(name[:20] or "0")
+        if is_backup(segment):
+            first_backup = number if first_backup is None else min(first_backup, number)
+        elif first_backup is not None and number >= first_backup:
+            raise HeaderError(f"LUKS2 segment {number} comes after backup segment {first_backup}")
+    if first_backup == 0:
+        raise HeaderError("LUKS2 segments: there are only backup segments")
+    if first_backup is not None and first_backup >= count:
+        raise HeaderError(f"LUKS2 segments: there is a gap before backup segment {first_backup}")
+    return count if first_backup is None else first_backup
+
+
+def _check_segment(segment: Json, name: str, metadata: Json) -> None:
+    where = f"segment {name}"
+    kind = sj.get_text(segment, "type", where)
+    if sj.get_uint64(segment, "offset", where) % _SECTOR:
+        raise HeaderError(f"LUKS2 {where}: 'offset' is not a multiple of {_SECTOR} bytes")
+    size = segment_size(segment, where)
+    if size is not None and (size == 0 or size % _SECTOR):
+        raise HeaderError(f"LUKS2 {where}: 'size' is {size}, expected a multiple of {_SECTOR} bytes, not 0")
+    sj.get_strings(segment, "flags", where, optional=True)
+    if kind == "crypt":
+        _check_crypt_segment(segment, name, size or 0, metadata)
+
+
+def _check_crypt_segment(segment: Json, name: str, size: int, metadata: Json) -> None:
+    where = f"segment {name}"
+    sj.get_text(segment, "encryption", where)
+    if "integrity" in segment:
+        integrity = sj.get(segment, "integrity", dict, where)
+        for key in ("type", "journal_encryption", "journal_integrity"):
+            sj.get_text(integrity, key, f"{where} integrity")
+    sector_size = sj.get_uint32(segment, "sector_size", where)
+    if sector_size == 0 or sector_size % _SECTOR:
+        raise HeaderError(f"LUKS2 {where}: 'sector_size' is {sector_size}, expected a multiple of {_SECTOR}")
+    sj.get_uint64(segment, "iv_tweak", where)
+    if size % sector_size:
+        raise HeaderError(f"LUKS2 {where}: 'size' is not a multiple of the sector size {sector_size}")
+    digests = sj.get(metadata, "digests", dict, "metadata").values()
+    if not any(name in digest["segments"] for digest in digests):
+        raise HeaderError(f"LUKS2 {where}: no digest is bound to it")
+
+
+def _numbered_segment(segments: Json, number: int) -> Json:
+    segment = segments.get(str(number))
+    if not isinstance(segment, dict):
+        raise HeaderError(f"LUKS2 segments: number {number} is missing")
+    return segment
+
+
+def _check_segment_intervals(regular: list[Json]) -> None:
+    """Segments must not overlap on the payload, and only the last one may be dynamic."""
+    intervals = []
+    for number, segment in enumerate(regular):
+        size = segment_size(segment, f"segment {number}")
+        if size is None and number != len(regular) - 1:
+            raise HeaderError(f"LUKS2 segment {number}: only the last segment may be dynamic")
+        offset = sj.get_uint64(segment, "offset", f"segment {number}")
+        # a dynamic segment reaches as far as offsets go
+        intervals.append(_Interval(offset, UINT64_MAX - offset if size is None else size))
+    _check_overlap(intervals, "segments")
+
+
+def _check_overlap(intervals: list[_Interval], what: str) -> None:
+    ordered = sorted(intervals, key=lambda interval: interval.offset)
+    for interval in ordered:
+        if interval.end > UINT64_MAX:
+            raise HeaderError(f"LUKS2 {what}: one ends past 2^64 bytes")
+    for before, after in zip(ordered, ordered[1:], strict=False):
+        if after.offset < before.end or after.offset == before.offset:
+            raise HeaderError(f"LUKS2 {what}: two overlap at byte {after.offset}")
+
+
+def _check_reencrypt_segments(regular: list[Json], backups: list[Json]) -> None:
+    final = _backup_with_flag(backups, "backup-final")
+    previous = _backup_with_flag(backups, "backup-previous")
+    if final is None or previous is None:
+        raise HeaderError("LUKS2 reencryption: a backup segment is missing")
+    for number, segment in enumerate(regular):
+        moving = "in-reencryption" in segment.get("flags", ())
+        if not _same_cipher(segment, final) and (moving or not _same_cipher(segment, previous)):
+            raise HeaderError(f"LUKS2 segment {number} fits neither side of the reencryption")
+
+
+def _backup_with_flag(backups: list[Json], flag: str) -> Json | None:
+    return next((segment for segment in reversed(backups) if flag in segment.get("flags", ())), None)
+
+
+def _same_cipher(left: Json, right: Json) -> bool:
+    keys = ("type", "encryption", "sector_size") if left.get("type") == "crypt" else ("type",)
+    return all(left.get(key) == right.get(key) for key in keys)
+
+
+def _check_keyslots(metadata: Json) -> None:
+    for name, keyslot in sj.objects(metadata, "keyslots"):
+        sj.get_text(keyslot, "type", f"keyslot {name}")
+        sj.get_uint32(keyslot, "key_size", f"keyslot {name}")
+
+
+def _check_config(metadata: Json, json_size: int) -> None:
+    config = sj.get(metadata, "config", dict, "metadata")
+    if (named := sj.get_strtoull(config, "json_size", "config")) != json_size:
+        raise HeaderError(f"LUKS2 config: 'json_size' is {named}, the binary header says {json_size} bytes")
+    if json_size + BINARY_SIZE not in METADATA_SIZES:
+        raise HeaderError(f"LUKS2 config: {json_size + BINARY_SIZE} bytes is not a legal metadata size")
+    keyslots_size = sj.get_strtoull(config, "keyslots_size", "config")
+    if keyslots_size % _AREA_ALIGNMENT or keyslots_size > MAX_KEYSLOTS_SIZE:
+        raise HeaderError(f"LUKS2 config: 'keyslots_size' {keyslots_size} is not a legal size")
+    data_offset = min(
+        sj.get_uint64(segment, "offset", f"segment {name}")
+        for name, segment in sj.objects(metadata, "segments")
+        if not is_backup(segment)
+    )
+    if data_offset and data_offset < 2 * (json_size + BINARY_SIZE) + keyslots_size:
+        raise HeaderError(f"LUKS2 config: the keyslots area reaches past the data offset {data_offset}")
+    sj.get_strings(config, "flags", "config", optional=True)
+    compact = json.dumps(metadata, separators=(",", ":"), ensure_ascii=False)
+    if len(compact.encode("utf-8", "surrogateescape")) > json_size:
+        raise HeaderError("LUKS2 metadata do not fit the JSON area")
+
+
+def _check_areas(metadata: Json) -> None:
+    config = sj.get(metadata, "config", dict, "metadata")
+    start = 2 * (sj.get_strtoull(config, "json_size", "config") + BINARY_SIZE)
+    end = start + sj.get_strtoull(config, "keyslots_size", "config")
+    intervals = []
+    for name, keyslot in sj.objects(metadata, "keyslots"):
+        where = f"keyslot {name} area"
+        area = sj.get(keyslot, "area", dict, f"keyslot {name}")
+        sj.get_text(area, "type", where)
+        interval = _Interval(sj.get_uint64(area, "offset", where), sj.get_uint64(area, "size", where))
+        if interval.size == 0 or interval.offset < start or interval.end > end:
+            raise HeaderError(
+                f"LUKS2 {where} is bytes {interval.offset} to {interval.end}; the keyslots area is {start} to {end}"
+            )
+        intervals.append(interval)
+    _check_overlap(intervals, "keyslot areas")
+
+
+def _check_keyslot_contents(metadata: Json) -> None:
+    reencrypt_slots = 0
+    for name, keyslot in sj.objects(metadata, "keyslots"):
+        if keyslot["type"] == "luks2":
+            _check_luks2_keyslot(keyslot, f"keyslot {name}")
+            number = str(int(name[:20] or "0"))
+            digests = metadata["digests"].values()
+            if (bound := sum(number in digest["keyslots"] for digest in digests)) != 1:
+                raise HeaderError(f"LUKS2 keyslot {name} is bound to {bound} digests, expected 1")
+        elif keyslot["type"] == "reencrypt":
+            _check_reencrypt_keyslot(keyslot, f"keyslot {name}")
+            reencrypt_slots += 1
+    needed = requirements(metadata)
+    if reencrypt_slots == 0 and any(requirement in ONLINE_REENCRYPT for requirement in needed):
+        raise HeaderError("LUKS2 reencryption: its keyslot is missing")
+    if reencrypt_slots and not any(map(_is_reencrypt_candidate, needed)):
+        raise HeaderError("LUKS2 reencryption: there is a keyslot for it, but no requirement")
+    if reencrypt_slots > 1:
+        raise HeaderError("LUKS2 reencryption: more than one keyslot for it")
+
+
+def _check_luks2_keyslot(keyslot: Json, where: str) -> None:
+    kdf = sj.get(keyslot, "kdf", dict, where)
+    kind = sj.get_text(kdf, "type", f"{where} kdf")
+    # other members are left over from another KDF; cryptsetup drops them in memory (`luks2_keyslot_repair`)
+    if kind == "pbkdf2":
+        sj.get_text(kdf, "hash", f"{where} kdf")
+        sj.get(kdf, "iterations", int, f"{where} kdf")
+        sj.get_text(kdf, "salt", f"{where} kdf")
+    elif kind in ("argon2i", "argon2id"):
+        for key in ("time", "memory", "cpus"):
+            sj.get(kdf, key, int, f"{where} kdf")
+        sj.get_text(kdf, "salt", f"{where} kdf")
+    af = sj.get(keyslot, "af", dict, where)
+    if sj.get_text(af, "type", f"{where} af") != "luks1":
+        raise HeaderError(f"LUKS2 {where} af: 'type' is {af['type']!r}, expected 'luks1'")
+    sj.get_text(af, "hash", f"{where} af")
+    sj.get(af, "stripes", int, f"{where} af")
+    area = sj.get(keyslot, "area", dict, where)
+    if sj.get_text(area, "type", f"{where} area") != "raw":
+        raise HeaderError(f"LUKS2 {where} area: 'type' is {area['type']!r}, expected 'raw'")
+    sj.get_text(area, "encryption", f"{where} area")
+    sj.get(area, "key_size", int, f"{where} area")
+
+
+def _check_reencrypt_keyslot(keyslot: Json, where: str) -> None:
+    if sj.get_uint32(keyslot, "key_size", where) != 1:
+        raise HeaderError(f"LUKS2 {where}: 'key_size' is not 1")
+    if sj.get_text(keyslot, "mode", where) not in ("reencrypt", "encrypt", "decrypt"):
+        raise HeaderError(f"LUKS2 {where}: unknown 'mode' {keyslot['mode']!r}")
+    if sj.get_text(keyslot, "direction", where) not in ("forward", "backward"):
+        raise HeaderError(f"LUKS2 {where}: unknown 'direction' {keyslot['direction']!r}")
+    area = sj.get(keyslot, "area", dict, where)
+    if area["type"] in ("checksum", "datashift-checksum"):
+        sj.get_text(area, "hash", f"{where} area")
+        size = sj.get_uint32(area, "sector_size", f"{where} area")
+        if size < _SECTOR or size & (size - 1):
+            raise HeaderError(f"LUKS2 {where} area: 'sector_size' {size} is not legal")
+    elif area["type"] in ("datashift", "datashift-journal"):
+        shift = sj.get_strtoull(area, "shift_size", f"{where} area")
+        if shift == 0 or shift % _SECTOR:
+            raise HeaderError(f"LUKS2 {where} area: 'shift_size' {shift} is not legal")

@@ -1,0 +1,6 @@
+"""Where the ciphertext lies. Knows nothing of ciphers and of LUKS."""
+
+from lukshdrfs.payload.base import Payload
+from lukshdrfs.payload.file import FilePayload
+
+__all__ = ["FilePayload", "Payload"]

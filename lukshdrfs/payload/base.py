@@ -1,0 +1,36 @@
+"""What a payload is to everything above: bytes at offsets, whatever they are kept in."""
+
+from __future__ import annotations
+
+from typing import Protocol
+
+
+class Payload(Protocol):
+    """
+    The ciphertext. Any number of threads may read and write at the same time.
+
+    Every failure of the storage is a PayloadError that carries its errno.
+    """
+
+    @property
+    def size(self) -> int:
+        """Bytes."""
+
+    @property
+    def read_only(self) -> bool:
+        """Whether writing is refused."""
+
+    def read_into(self, buffer: memoryview, offset: int) -> None:
+        """Fill the whole buffer from byte `offset` on. A payload that ends before is a PayloadError."""
+
+    def write(self, data: memoryview, offset: int) -> None:
+        """Write all of `data` at byte `offset`, which the payload must already reach."""
+
+    def flush(self) -> None:
+        """Return when everything written is on the storage itself."""
+
+    def modified_ns(self) -> int:
+        """Return when it was last written to, in nanoseconds since the epoch."""
+
+    def close(self) -> None:
+        """Let go of the storage and its locks. May be called again."""

@@ -1,0 +1,140 @@
+"""A payload in a regular file or on a block device."""
+
+from __future__ import annotations
+
+import errno
+import os
+import stat
+from typing import Self
+
+from lukshdrfs.errors import DeviceError, InUse, PayloadError, ReadOnlyError
+from lukshdrfs.payload.image_locks import lock_image
+
+
+class FilePayload:
+    """A file or block device, locked against other users while it is open."""
+
+    def __init__(self, descriptor: int, name: str, *, read_only: bool) -> None:
+        """Take over an open descriptor; use `FilePayload.open`."""
+        self._descriptor = descriptor
+        self._name = name
+        self._read_only = read_only
+        self._size = os.lseek(descriptor, 0, os.SEEK_END)  # st_size is 0 on a block device
+
+    @classmethod
+    def open(cls, path: str | os.PathLike[str], *, read_only: bool, write_through: bool = False) -> Self:
+        """
+        Open and lock a payload. With `write_through`, each write is on the storage when it returns.
+
+        Raises DeviceError if it is not there, not readable or not writable, or not something that holds bytes;
+        InUse if another program has it.
+        """
+        name = os.fspath(path)
+        mode = _file_mode(name)
+        flags = os.O_RDONLY if read_only else os.O_RDWR
+        if stat.S_ISBLK(mode) and not read_only:
+            flags |= os.O_EXCL  # fails while it is mounted or has an exclusive user: open(2)
+        if write_through and not read_only:
+            flags |= os.O_DSYNC
+        descriptor = _open(name, flags)
+        try:
+            lock_image(descriptor, name, writable=not read_only)
+            return cls(descriptor, name, read_only=read_only)
+        except BaseException:
+            os.close(descriptor)
+            raise
+
+    @property
+    def name(self) -> str:
+        """The path, as it was given."""
+        return self._name
+
+    @property
+    def size(self) -> int:
+        """Bytes, as they were when it was opened."""
+        return self._size
+
+    @property
+    def read_only(self) -> bool:
+        """Whether writing is refused."""
+        return self._read_only
+
+    def identity(self) -> tuple[int, int]:
+        """Return device and inode number, by which two paths to one file are told."""
+        status = os.fstat(self._descriptor)
+        return status.st_dev, status.st_ino
+
+    def read_into(self, buffer: memoryview, offset: int) -> None:
+        """See Payload."""
+        done = 0
+        while done < len(buffer):
+            try:
+                count = os.preadv(self._descriptor, [buffer[done:]], offset + done)
+            except OSError as error:
+                raise self._failure("reading", offset + done, error) from None
+            if count == 0:
+                raise PayloadError(f"payload {self._name} ends at byte {offset + done}; it was cut off while in use")
+            done += count
+
+    def write(self, data: memoryview, offset: int) -> None:
+        """See Payload."""
+        if self._read_only:
+            raise ReadOnlyError(f"payload {self._name} is open for reading only")
+        done = 0
+        while done < len(data):
+            try:
+                done += os.pwrite(self._descriptor, data[done:], offset + done)
+            except OSError as error:
+                raise self._failure("writing", offset + done, error) from None
+
+    def flush(self) -> None:
+        """See Payload."""
+        if self._read_only:
+            return
+        try:
+            os.fdatasync(self._descriptor)
+        except OSError as error:
+            raise self._failure("flushing", 0, error) from None
+
+    def modified_ns(self) -> int:
+        """See Payload."""
+        return os.fstat(self._descriptor).st_mtime_ns
+
+    def close(self) -> None:
+        """See Payload."""
+        descriptor, self._descriptor = self._descriptor, -1
+        if descriptor >= 0:
+            os.close(descriptor)
+
+    def _failure(self, doing: str, offset: int, error: OSError) -> PayloadError:
+        message = f"payload {self._name}: {doing} at byte {offset}: {os.strerror(error.errno or errno.EIO)}"
+        return PayloadError(message, error.errno or errno.EIO)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *exc_info: object) -> None:
+        self.close()
+
+
+def _file_mode(name: str) -> int:
+    try:
+        mode = os.stat(name).st_mode  # noqa: PTH116 - the path may be anything that open(2) takes
+    except OSError as error:
+        raise DeviceError(f"payload {name}: {os.strerror(error.errno or 0)}") from None
+    if not (stat.S_ISREG(mode) or stat.S_ISBLK(mode)):
+        kind = "a directory" if stat.S_ISDIR(mode) else "neither a file nor a block device"
+        raise DeviceError(f"payload {name} is {kind}")
+    return mode
+
+
+def _open(name: str, flags: int) -> int:
+    try:
+        return os.open(name, flags)
+    except OSError as error:
+        if error.errno == errno.EBUSY:
+            raise InUse(f"payload {name} is in use: the kernel has it mounted or mapped") from None
+        writing_failed = flags & os.O_RDWR and error.errno in (errno.EACCES, errno.EROFS, errno.EPERM)
+        if writing_failed and os.access(name, os.R_OK):
+            raise DeviceError(f"payload {name} cannot be written to; use --read-only") from None
+        raise DeviceError(f"payload {name}: {os.strerror(error.errno or 0)}") from None

@@ -1,0 +1,58 @@
+"""
+QEMU's image locks, so that no one opens the ciphertext twice by mistake, QEMU included.
+
+A user of an image holds shared open-file-description locks on single bytes of it: byte 100+n says "I have
+permission n", byte 200+n says "I do not share permission n". It then looks whether anybody else holds the
+contrary byte. Source: QEMU, block/file-posix.c (`RAW_LOCK_PERM_BASE`, `raw_check_lock_bytes`) and
+include/block/block-common.h (`BLK_PERM_*`). The kernel drops the locks when the process ends, however it ends.
+"""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import logging
+import os
+import struct
+
+from lukshdrfs.errors import InUse
+
+log = logging.getLogger(__name__)
+
+_FLOCK = struct.Struct("@hhqqi0q")  # struct flock of fcntl(2): type, whence, start, len, pid
+
+_PERMISSION_BASE = 100
+_UNSHARED_BASE = 200
+_CONSISTENT_READ, _WRITE, _RESIZE = 0, 1, 3
+
+
+def lock_image(descriptor: int, name: str, *, writable: bool) -> None:
+    """
+    Take the locks of a reader, or of the only writer, on an open image.
+
+    Nobody may write while it is open here; others may read if it is open for reading only.
+    Raises InUse if somebody else is in the way. A file system without such locks is a warning.
+    """
+    held = {_CONSISTENT_READ, _WRITE, _RESIZE} if writable else {_CONSISTENT_READ}
+    unshared = {_WRITE, _RESIZE}
+    try:
+        for byte in [_PERMISSION_BASE + n for n in held] + [_UNSHARED_BASE + n for n in unshared]:
+            fcntl.fcntl(descriptor, fcntl.F_OFD_SETLK, _pack(fcntl.F_RDLCK, byte))
+        contrary = [_UNSHARED_BASE + n for n in held] + [_PERMISSION_BASE + n for n in unshared]
+        taken = [byte for byte in contrary if _held_by_others(descriptor, byte)]
+    except OSError as error:
+        if error.errno in (errno.EAGAIN, errno.EACCES):
+            raise InUse(f"payload {name}: somebody else has it locked") from None
+        log.warning("payload %s cannot be locked against other users: %s", name, os.strerror(error.errno or 0))
+        return
+    if taken:
+        raise InUse(f"payload {name} is in use by another program (lukshdrfs, QEMU, …); close it there first")
+
+
+def _pack(kind: int, byte: int) -> bytes:
+    return _FLOCK.pack(kind, os.SEEK_SET, byte, 1, 0)
+
+
+def _held_by_others(descriptor: int, byte: int) -> bool:
+    answer = fcntl.fcntl(descriptor, fcntl.F_OFD_GETLK, _pack(fcntl.F_WRLCK, byte))
+    return bool(_FLOCK.unpack(answer)[0] != fcntl.F_UNLCK)

@@ -1,0 +1,155 @@
+"""Reading a header from where the user says it is: a path, a descriptor or standard input. Once."""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import hashlib
+import hmac
+import logging
+import os
+import stat
+import time
+from dataclasses import dataclass, replace
+
+from lukshdrfs.errors import DeviceError, HeaderError, InUse
+from lukshdrfs.luks import MAX_EXTENT, PREFIX_SIZE, Header, header_extent, parse_header
+
+log = logging.getLogger(__name__)
+
+LOCK_PATIENCE_S = 10.0
+"""Seconds to wait for a program that is editing the header."""
+
+
+@dataclass(frozen=True, slots=True)
+class HeaderPin:
+    """What a header must be, decided by somebody who knows it. Any other one is refused before it is used."""
+
+    sha256: str = ""
+    """Hexadecimal digest of the whole header file; empty for any."""
+    uuid: str = ""
+    """Empty for any."""
+
+    def check_bytes(self, data: bytes, name: str) -> None:
+        """Raise HeaderError unless the header file's content is the pinned one."""
+        found = hashlib.sha256(data).hexdigest()
+        if self.sha256 and not hmac.compare_digest(found, self.sha256.lower()):
+            raise HeaderError(f"header {name} is not the pinned one: its SHA-256 is {found}")
+
+    def check_uuid(self, header: Header, name: str) -> None:
+        """Raise HeaderError unless the header's UUID is the pinned one."""
+        if self.uuid and header.uuid.lower() != self.uuid.lower():
+            raise HeaderError(f"header {name} is not the pinned one: its UUID is {header.uuid}")
+
+
+def read_header(source: str | os.PathLike[str], pin: HeaderPin | None = None) -> Header:
+    """
+    Read and parse a header; what could be worked around is in the log as warnings.
+
+    `source` is a path, `fd:N`, or `-` for standard input. Nothing is written, ever.
+
+    Raises DeviceError if it cannot be read, InUse if somebody is editing it, HeaderError if it is not valid or
+    not the pinned one.
+    """
+    name, pin = os.fspath(source), pin or HeaderPin()
+    descriptor, ours = _open(name)
+    try:
+        data, size = _read(descriptor, name, whole=bool(pin.sha256))
+    finally:
+        if ours:
+            os.close(descriptor)
+    if pin.sha256:
+        pin.check_bytes(data, name)
+    try:
+        header = parse_header(data, size)
+    except HeaderError as error:
+        raise type(error)(f"header {name}: {error}") from None
+    pin.check_uuid(header, name)
+    for warning in header.warnings:
+        log.warning("header %s: %s", name, warning)
+    return header if len(header.area) == len(data) else replace(header, area=bytes(header.area))
+
+
+def source_descriptor(name: str) -> int | None:
+    """Return the descriptor that `-` or `fd:N` names, None for a path. Raises DeviceError for a bad number."""
+    if name == "-":
+        return 0
+    if not name.startswith("fd:"):
+        return None
+    if not name[3:].isdecimal():
+        raise DeviceError(f"{name}: expected fd: and a number")
+    return int(name[3:])
+
+
+def _open(name: str) -> tuple[int, bool]:
+    """Return a descriptor and whether it is ours to close."""
+    given = source_descriptor(name)
+    if given is not None:
+        return given, False
+    try:
+        return os.open(name, os.O_RDONLY), True
+    except OSError as error:
+        raise DeviceError(f"header {name}: {os.strerror(error.errno or 0)}") from None
+
+
+def _read(descriptor: int, name: str, *, whole: bool) -> tuple[bytes, int]:
+    """Return the header's bytes, and the size of what they are from."""
+    try:
+        mode = os.fstat(descriptor).st_mode
+        if stat.S_ISDIR(mode):
+            raise DeviceError(f"header {name} is a directory")
+        if not (stat.S_ISREG(mode) or stat.S_ISBLK(mode)):
+            return _read_stream(descriptor, name)
+        _lock_shared(descriptor, name)
+        return _read_file(descriptor, name, whole=whole)
+    except OSError as error:
+        raise DeviceError(f"header {name}: {os.strerror(error.errno or 0)}") from None
+
+
+def _lock_shared(descriptor: int, name: str) -> None:
+    """Wait until nobody edits the header: cryptsetup's lock on header files (docs/LUKS2-locking.txt)."""
+    deadline = time.monotonic() + LOCK_PATIENCE_S
+    while True:
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        except OSError as error:
+            if error.errno not in (errno.EAGAIN, errno.EINTR):
+                log.debug("header %s cannot be locked: %s", name, error)
+                return
+            if time.monotonic() > deadline:
+                raise InUse(f"header {name} is being edited by another program") from None
+            time.sleep(0.05)
+        else:
+            return
+
+
+def _read_stream(descriptor: int, name: str) -> tuple[bytes, int]:
+    data = bytearray()
+    while piece := os.read(descriptor, 1 << 20):
+        data += piece
+        if len(data) > MAX_EXTENT:
+            raise HeaderError(f"header {name} is larger than {MAX_EXTENT} bytes, which no header is")
+    return bytes(data), len(data)
+
+
+def _read_file(descriptor: int, name: str, *, whole: bool) -> tuple[bytes, int]:
+    size = os.lseek(descriptor, 0, os.SEEK_END)
+    prefix = _read_range(descriptor, min(size, PREFIX_SIZE))
+    try:
+        wanted = size if whole else min(size, header_extent(prefix))
+    except HeaderError as error:
+        raise HeaderError(f"header {name}: {error}") from None
+    if wanted > MAX_EXTENT:
+        raise HeaderError(f"header {name} is larger than {MAX_EXTENT} bytes, which no header is")
+    return (prefix[:wanted] if wanted <= len(prefix) else _read_range(descriptor, wanted)), size
+
+
+def _read_range(descriptor: int, size: int) -> bytes:
+    """Read from the start, whatever the descriptor's position."""
+    data = bytearray()
+    while len(data) < size:
+        piece = os.pread(descriptor, min(size - len(data), 1 << 24), len(data))
+        if not piece:
+            break
+        data += piece
+    return bytes(data)

@@ -1,0 +1,191 @@
+"""
+Plaintext bytes at any offset: payload, segments and ciphers together.
+
+This is the one place with read-modify-write and its locks. The unit of atomicity is the sector: of two
+concurrent writes to one sector none is lost, and a read sees a sector before or after a write, never between.
+Across sectors there is no such promise, as on a disk.
+"""
+
+from __future__ import annotations
+
+import errno
+import logging
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from types import MappingProxyType
+from typing import Self
+
+from lukshdrfs.cipher import SectorCipher
+from lukshdrfs.errors import PayloadError, ReadOnlyError
+from lukshdrfs.payload import Payload
+from lukshdrfs.sectors import IV_SECTOR, SectorSpan
+from lukshdrfs.volume.sector_locks import SectorLocks
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class Extent:
+    """A segment in its place: which plaintext it holds, and where its ciphertext is."""
+
+    start: int
+    """First byte of the plaintext."""
+    size: int
+    """Bytes; a multiple of the sector size."""
+    payload_offset: int
+    """First byte on the payload."""
+    sector_size: int
+    iv_tweak: int
+    """Number of the first sector's IV, in 512-byte sectors."""
+    cipher: SectorCipher | None
+    """None for a linear segment, which is stored as it is."""
+
+    @property
+    def end(self) -> int:
+        """First byte of the plaintext behind it."""
+        return self.start + self.size
+
+
+class Volume:
+    """
+    An unlocked volume. Any number of threads may use one at the same time.
+
+    A context manager that closes it: wipes the key and lets go of the payload.
+    """
+
+    def __init__(
+        self, payload: Payload, extents: Sequence[Extent], properties: Mapping[str, str] | None = None
+    ) -> None:
+        """Put a volume together; the extents follow one another without gaps. Use `open_volume`."""
+        self._payload = payload
+        self._extents = tuple(extents)
+        self._locks = SectorLocks()
+        self._properties = MappingProxyType(dict(properties or {}))
+
+    @property
+    def size(self) -> int:
+        """Bytes of plaintext."""
+        return self._extents[-1].end
+
+    @property
+    def sector_size(self) -> int:
+        """Bytes of the largest encryption sector in it."""
+        return max(extent.sector_size for extent in self._extents)
+
+    @property
+    def read_only(self) -> bool:
+        """Whether writing is refused."""
+        return self._payload.read_only
+
+    @property
+    def properties(self) -> Mapping[str, str]:
+        """What the volume is, in words: type, uuid, cipher, …; never secrets."""
+        return self._properties
+
+    def modified_ns(self) -> int:
+        """Return when the payload was last written to, in nanoseconds since the epoch."""
+        return self._payload.modified_ns()
+
+    def pread(self, size: int, offset: int) -> bytes:
+        """
+        Return up to `size` bytes of plaintext from byte `offset` on; fewer only at the end of the volume.
+
+        Raises PayloadError if the storage fails.
+        """
+        buffer = bytearray(max(0, min(size, self.size - offset)))
+        self.read_into(memoryview(buffer), offset)
+        return bytes(buffer)
+
+    def read_into(self, buffer: memoryview, offset: int) -> int:
+        """Fill a buffer from byte `offset` on and return how many bytes there were before the volume's end."""
+        if offset < 0:
+            raise PayloadError(f"offset {offset} is negative", errno.EINVAL)
+        size = max(0, min(len(buffer), self.size - offset))
+        for extent, first, last in self._pieces(offset, offset + size):
+            self._read_piece(extent, buffer[first - offset : last - offset], first)
+        return size
+
+    def pwrite(self, data: bytes | bytearray | memoryview, offset: int) -> int:
+        """
+        Write plaintext at byte `offset` and return how many bytes fitted before the volume's end.
+
+        Raises PayloadError if the storage fails, with ENOSPC if `offset` is at or past the end; ReadOnlyError.
+        """
+        if self.read_only:
+            raise ReadOnlyError("the volume is open for reading only")
+        if offset < 0:
+            raise PayloadError(f"offset {offset} is negative", errno.EINVAL)
+        view = memoryview(data)
+        if len(view) and offset >= self.size:
+            raise PayloadError(f"write at byte {offset}: the volume ends at {self.size}", errno.ENOSPC)
+        size = min(len(view), max(0, self.size - offset))
+        for extent, first, last in self._pieces(offset, offset + size):
+            self._write_piece(extent, view[first - offset : last - offset], first)
+        return size
+
+    def flush(self) -> None:
+        """Return when everything written is on the payload's storage. Raises PayloadError."""
+        self._payload.flush()
+
+    def close(self) -> None:
+        """Wipe the key and let go of the payload. Does not flush. May be called again."""
+        for extent in self._extents:
+            if extent.cipher:
+                extent.cipher.close()
+        self._payload.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *exc_info: object) -> None:
+        try:
+            if not self.read_only:
+                self.flush()
+        finally:
+            self.close()
+
+    def _pieces(self, start: int, end: int) -> Iterator[tuple[Extent, int, int]]:
+        """Yield the extents that a range of plaintext touches, each with the part of the range in it."""
+        for extent in self._extents:
+            first, last = max(start, extent.start), min(end, extent.end)
+            if first < last:
+                yield extent, first, last
+
+    def _read_piece(self, extent: Extent, buffer: memoryview, offset: int) -> None:
+        span = SectorSpan.covering(offset - extent.start, len(buffer), extent.sector_size)
+        whole = span.covered_size == len(buffer)
+        sectors = buffer if whole else memoryview(bytearray(span.covered_size))
+        start = extent.start + span.offset
+        with self._locks.hold(start, start + span.covered_size, exclusive=False):
+            self._payload.read_into(sectors, extent.payload_offset + span.offset)
+        _decrypt(extent, sectors, span.offset)
+        if not whole:
+            buffer[:] = sectors[span.skip : span.skip + span.size]
+
+    def _write_piece(self, extent: Extent, data: memoryview, offset: int) -> None:
+        span = SectorSpan.covering(offset - extent.start, len(data), extent.sector_size)
+        sectors = memoryview(bytearray(span.covered_size))
+        start = extent.start + span.offset
+        with self._locks.hold(start, start + span.covered_size, exclusive=True):
+            self._fetch_partial_sectors(extent, sectors, span)
+            sectors[span.skip : span.skip + span.size] = data
+            if extent.cipher:
+                extent.cipher.encrypt(sectors, extent.iv_tweak + span.offset // IV_SECTOR)
+            self._payload.write(sectors, extent.payload_offset + span.offset)
+
+    def _fetch_partial_sectors(self, extent: Extent, sectors: memoryview, span: SectorSpan) -> None:
+        """Put the plaintext of the sectors that are only partly written in their places."""
+        unit, last = extent.sector_size, span.covered_size - extent.sector_size
+        wanted = {0} if span.partial_head else set()
+        if span.partial_tail:
+            wanted.add(last)
+        for at in wanted:
+            sector = sectors[at : at + unit]
+            self._payload.read_into(sector, extent.payload_offset + span.offset + at)
+            _decrypt(extent, sector, span.offset + at)
+
+
+def _decrypt(extent: Extent, sectors: memoryview, offset: int) -> None:
+    """Decrypt whole sectors in place; `offset` is the first one's in its extent, in bytes."""
+    if extent.cipher:
+        extent.cipher.decrypt(sectors, extent.iv_tweak + offset // IV_SECTOR)
