@@ -52,7 +52,7 @@ install_python_packages() {
     [[ -x $python ]] || python3 -m venv "$venv"
     say "building and installing lukshdrfs into $venv"
     rm -rf "$root/build" # setuptools would put what an earlier build left there into the wheel
-    "$python" -m pip install --quiet --disable-pip-version-check --no-input "$root$extras"
+    "$python" -m pip install --quiet --quiet --disable-pip-version-check --no-input "$root$extras"
 }
 
 install_system_packages

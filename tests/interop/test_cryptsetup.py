@@ -95,7 +95,15 @@ def test_cryptsetup_takes_created_header(options: list[str], files: LuksFiles) -
     """cryptsetup shows, opens and decrypts with a header that `create` made, after we have written to the volume."""
     files.payload.unlink()
     done = lukshdrfs(
-        "create", *options, "--header", files.header, "--key-file", files.key_file, "--size", "1M", files.payload
+        "create",
+        *options,
+        "--header",
+        files.header,
+        "--key-file",
+        files.key_file,
+        "--size",
+        "1M",
+        files.payload,
     )
     assert done.returncode == 0, done.stderr
     assert files.payload.stat().st_size == SIZE
@@ -116,7 +124,15 @@ def test_volume_key_of_created_header_is_the_one_in_use(files: LuksFiles) -> Non
     files.payload.unlink()
     options = CREATED[0]
     done = lukshdrfs(
-        "create", *options, "--header", files.header, "--key-file", files.key_file, "--size", "1M", files.payload
+        "create",
+        *options,
+        "--header",
+        files.header,
+        "--key-file",
+        files.key_file,
+        "--size",
+        "1M",
+        files.payload,
     )
     assert done.returncode == 0, done.stderr
     plain = random.Random(7).randbytes(SIZE)

@@ -34,9 +34,7 @@ def test_kernel_and_mount_read_each_other(layout: Format, tmp_path: Path) -> Non
         mount.image.open("r+b", buffering=0) as image,
     ):
         os.pwrite(image.fileno(), ours, 0)
-        apply(
-            scattered_writes(rng, SIZE), ours, lambda offset, data: os.pwrite(image.fileno(), data, offset)
-        )
+        apply(scattered_writes(rng, SIZE), ours, lambda offset, data: os.pwrite(image.fileno(), data, offset))
 
     share = tmp_path / "share"
     share.mkdir()

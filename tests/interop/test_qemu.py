@@ -219,7 +219,14 @@ def test_mount_refuses_what_qemu_writes(mode: list[str], volume: LuksFiles, tmp_
     """While QEMU has the payload open for writing it is in use, and when QEMU has closed it, it is not."""
     mountpoint = tmp_path / "mnt"
     mountpoint.mkdir()
-    arguments = ["--header", volume.header, "--key-file", volume.key_file, volume.payload, mountpoint]
+    arguments: list[str | Path] = [
+        "--header",
+        volume.header,
+        "--key-file",
+        volume.key_file,
+        volume.payload,
+        mountpoint,
+    ]
 
     with qemu.held_open(volume.payload):
         done = lukshdrfs("mount", *mode, *arguments)

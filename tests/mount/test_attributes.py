@@ -16,7 +16,6 @@ from support.volumes import MIB, MakeVolume
 pytestmark = [pytest.mark.needs("fuse", "cryptsetup")]
 
 
-
 def test_directory_holds_one_private_file(mounted: Mounted) -> None:
     """There is exactly the image in the directory, and both are their owner's alone."""
     image = mounted.image.stat()
@@ -82,9 +81,9 @@ def test_extended_attributes_tell_format(mounted: Mounted, volume: LuksFiles) ->
     assert read_attribute(mounted.image, "key_size") == "512"
     assert read_attribute(mounted.image, "type") == "luks2"
     names = os.listxattr(mounted.image)
-    assert {f"user.lukshdrfs.{name}" for name in ("uuid", "cipher", "sector_size", "key_size", "type", "pid")} <= {
-        *names
-    }
+    assert {
+        f"user.lukshdrfs.{name}" for name in ("uuid", "cipher", "sector_size", "key_size", "type", "pid")
+    } <= {*names}
     for name in names:
         assert volume.secret not in os.getxattr(mounted.image, name)
     with pytest.raises(OSError, match=os.strerror(errno.ENODATA)):

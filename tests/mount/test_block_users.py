@@ -52,7 +52,9 @@ def check_file_system(image: Path) -> None:
 @pytest.mark.needs("loop", "mkfs.ext4", "fsck.ext4")
 @pytest.mark.parametrize("layout", [XTS_512, XTS_4096, LUKS1_XTS], ids=lambda layout: str(layout.id))
 @pytest.mark.parametrize("block_size", [1024, 4096])
-def test_ext4_on_loop_device(layout: Format, block_size: int, make_volume: MakeVolume, tmp_path: Path) -> None:
+def test_ext4_on_loop_device(
+    layout: Format, block_size: int, make_volume: MakeVolume, tmp_path: Path
+) -> None:
     """An ext4 on a loop device keeps its files over both mounts, and is clean each time."""
     files = make_volume(layout, size=16 * MIB)
     there = tmp_path / "there"
@@ -80,7 +82,9 @@ def test_ext4_on_loop_device(layout: Format, block_size: int, make_volume: MakeV
 
 @pytest.mark.needs("loop", "mkfs.ext4", "fsck.ext4")
 @pytest.mark.parametrize("options", [("--direct-io=on",), ("--direct-io=on", "--sector-size=4096")])
-def test_ext4_on_direct_loop_device(options: tuple[str, ...], make_volume: MakeVolume, tmp_path: Path) -> None:
+def test_ext4_on_direct_loop_device(
+    options: tuple[str, ...], make_volume: MakeVolume, tmp_path: Path
+) -> None:
     """The same with a loop device that goes past the page cache."""
     files = make_volume(XTS_4096, size=16 * MIB)
 
@@ -120,14 +124,14 @@ def _made(folder: Path) -> Path:
 @pytest.mark.needs("qemu-img")
 def test_qemu_img_sees_raw_image(mounted: Mounted) -> None:
     """qemu-img finds a raw image of the right size, and compares and copies it."""
-    info = json.loads(
-        qemu.run(program("qemu-img"), "info", "--output=json", "-f", "raw", mounted.image)
-    )
+    info = json.loads(qemu.run(program("qemu-img"), "info", "--output=json", "-f", "raw", mounted.image))
     copy = mounted.payload.with_name("copy.img")
 
     assert info["virtual-size"] == 4 * MIB
     qemu.run(program("qemu-img"), "convert", "-T", "none", "-f", "raw", "-O", "raw", mounted.image, copy)
-    assert "identical" in qemu.run(program("qemu-img"), "compare", "-f", "raw", "-F", "raw", copy, mounted.image)
+    assert "identical" in qemu.run(
+        program("qemu-img"), "compare", "-f", "raw", "-F", "raw", copy, mounted.image
+    )
 
 
 @pytest.mark.needs("qemu-io")

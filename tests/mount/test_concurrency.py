@@ -90,7 +90,11 @@ def test_processes_share_sector(cache: str, cut: int, volume: LuksFiles) -> None
     """Two processes write the two parts of a sector, again and again; both parts are what was written last."""
     direct = cache.endswith("-direct")
     with Mounted(
-        volume.payload, "--cache", cache.removesuffix("-direct"), header=volume.header, key_file=volume.key_file
+        volume.payload,
+        "--cache",
+        cache.removesuffix("-direct"),
+        header=volume.header,
+        key_file=volume.key_file,
     ) as mount:
         for sector in range(3):
             writers = [
@@ -117,9 +121,7 @@ def test_processes_share_sector(cache: str, cut: int, volume: LuksFiles) -> None
 @pytest.mark.needs("fuse", "cryptsetup")
 def test_reader_beside_writers(volume: LuksFiles) -> None:
     """Direct reads of a sector during writes of it see whole writes: the old bytes or the new, of each part."""
-    with Mounted(
-        volume.payload, "--cache", "none", header=volume.header, key_file=volume.key_file
-    ) as mount:
+    with Mounted(volume.payload, "--cache", "none", header=volume.header, key_file=volume.key_file) as mount:
         descriptor = os.open(mount.image, os.O_RDWR)
         os.pwrite(descriptor, bytes(SECTOR), 0)
         torn: list[bytes] = []

@@ -154,7 +154,7 @@ def test_memory_map_reads_and_writes(mounted: Mounted, volume: LuksFiles) -> Non
         image.seek(100)
         assert image.read(5) == b"store"
         assert payload_is_on_storage(volume, PAGE - 2, b"edge")
-    with mounted.image.open("rb") as image, mmap.mmap(image.fileno(), 0, access=mmap.ACCESS_READ) as memory:
+    with mounted.image.open("rb") as again, mmap.mmap(again.fileno(), 0, access=mmap.ACCESS_READ) as memory:
         assert len(memory) == SIZE
         assert memory[PAGE - 2 : PAGE + 2] == b"edge"
 
@@ -241,7 +241,10 @@ def test_opening_with_truncation_keeps_data(mounted: Mounted) -> None:
 
 def test_appending_finds_no_space(mounted: Mounted) -> None:
     """O_APPEND goes to the end, where there is no space."""
-    with pytest.raises(OSError, match=os.strerror(errno.ENOSPC)), mounted.image.open("ab", buffering=0) as image:
+    with (
+        pytest.raises(OSError, match=os.strerror(errno.ENOSPC)),
+        mounted.image.open("ab", buffering=0) as image,
+    ):
         image.write(b"more")
         os.fsync(image.fileno())
     assert mounted.image.stat().st_size == SIZE

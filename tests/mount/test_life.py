@@ -45,6 +45,14 @@ def options(files: LuksFiles) -> str:
     return f"header={files.header},keyfile={files.key_file}"
 
 
+def opening(files: LuksFiles, mountpoint: Path) -> list[str]:
+    """Return what opens a volume, in the form that a command line has."""
+    return [
+        *("--header", str(files.header), "--key-file", str(files.key_file)),
+        *(str(files.payload), str(mountpoint)),
+    ]
+
+
 def ended(mountpoint: Path, pid: int) -> bool:
     """Tell whether neither the mount nor its daemon is there any more."""
     return not is_mounted(mountpoint) and not alive(pid)
@@ -56,7 +64,9 @@ def ended(mountpoint: Path, pid: int) -> bool:
 def test_short_form(volume: LuksFiles, mountpoint: Path) -> None:
     """`lukshdrfs PAYLOAD MOUNTPOINT -o …` mounts, as sshfs would, and several -o add up."""
     first, second = options(volume).split(",")
-    done = lukshdrfs(volume.payload, mountpoint, "-o", first, "-o", f"{second},noauto,nofail,x-systemd.automount")
+    done = lukshdrfs(
+        volume.payload, mountpoint, "-o", first, "-o", f"{second},noauto,nofail,x-systemd.automount"
+    )
 
     assert done.returncode == 0, done.stderr
     assert (mountpoint / "image").stat().st_size == volume.payload.stat().st_size
@@ -111,9 +121,7 @@ def test_file_as_mountpoint(volume: LuksFiles, tmp_path: Path) -> None:
     target = tmp_path / "file.img"
     target.write_bytes(b"below")
 
-    with Mounted(
-        volume.payload, header=volume.header, key_file=volume.key_file, mountpoint=target
-    ) as mount:
+    with Mounted(volume.payload, header=volume.header, key_file=volume.key_file, mountpoint=target) as mount:
         assert mount.image == target
         image = target.stat()
         assert stat.S_ISREG(image.st_mode)
@@ -132,7 +140,9 @@ def test_starts_without_terminal_and_releases_callers_files(volume: LuksFiles, m
     ) as mount:
         assert os.getsid(mount.pid) != os.getsid(0)
         if os.geteuid() == 0:
-            targets = {os.readlink(entry) for entry in Path(f"/proc/{mount.pid}/fd").iterdir() if entry.is_symlink()}
+            targets = {
+                os.readlink(entry) for entry in Path(f"/proc/{mount.pid}/fd").iterdir() if entry.is_symlink()
+            }
             assert not {target for target in targets if target.startswith("pipe:")} & {
                 os.readlink(entry) for entry in Path("/proc/self/fd").iterdir() if entry.is_symlink()
             }
@@ -142,7 +152,9 @@ def test_starts_without_terminal_and_releases_callers_files(volume: LuksFiles, m
 
 def test_ready_when_command_returns(volume: LuksFiles, mountpoint: Path) -> None:
     """The image can be read the moment the command has returned, and the payload is free when `unmount` has."""
-    script = 'set -e; "$0" mount --header "$1" --key-file "$2" "$3" "$4"; test -r "$4/image"; "$0" unmount "$4"'
+    script = (
+        'set -e; "$0" mount --header "$1" --key-file "$2" "$3" "$4"; test -r "$4/image"; "$0" unmount "$4"'
+    )
     for _ in range(20):
         done = subprocess.run(
             ["sh", "-c", script, LUKSHDRFS, volume.header, volume.key_file, volume.payload, mountpoint],
@@ -156,10 +168,21 @@ def test_ready_when_command_returns(volume: LuksFiles, mountpoint: Path) -> None
 def test_reading_mounts_share_payload(volume: LuksFiles, tmp_path: Path) -> None:
     """Two read-only mounts of one payload live side by side; a writer is refused beside them."""
     first, second, third = (tmp_path / name for name in ("first", "second", "third"))
-    keys = {"header": volume.header, "key_file": volume.key_file}
     with (
-        Mounted(volume.payload, "--read-only", mountpoint=_made(first), **keys) as one,
-        Mounted(volume.payload, "--read-only", mountpoint=_made(second), **keys) as two,
+        Mounted(
+            volume.payload,
+            "--read-only",
+            header=volume.header,
+            key_file=volume.key_file,
+            mountpoint=_made(first),
+        ) as one,
+        Mounted(
+            volume.payload,
+            "--read-only",
+            header=volume.header,
+            key_file=volume.key_file,
+            mountpoint=_made(second),
+        ) as two,
     ):
         assert one.image.read_bytes() == two.image.read_bytes()
         done = lukshdrfs(
@@ -204,7 +227,7 @@ def test_foreground_ends_with_success(
     flag: str, number: signal.Signals, volume: LuksFiles, mountpoint: Path
 ) -> None:
     """In the foreground the program serves until a signal, and then ends with status 0."""
-    arguments = ["mount", flag, "--header", volume.header, "--key-file", volume.key_file, volume.payload, mountpoint]
+    arguments = ["mount", flag, *opening(volume, mountpoint)]
     with foreground(*arguments, mountpoint=mountpoint) as process:
         wait_until((mountpoint / "image").exists, "the image appears")
         assert int(read_attribute(mountpoint / "image", "pid")) == process.pid
@@ -217,7 +240,9 @@ def test_foreground_ends_with_success(
 
 def test_foreground_ends_when_unmounted(volume: LuksFiles, mountpoint: Path) -> None:
     """`fusermount3 -u` ends a program in the foreground too, in the short form as well."""
-    with foreground(volume.payload, mountpoint, "-o", options(volume), "-f", mountpoint=mountpoint) as process:
+    with foreground(
+        volume.payload, mountpoint, "-o", options(volume), "-f", mountpoint=mountpoint
+    ) as process:
         wait_until((mountpoint / "image").exists, "the image appears")
         fusermount(mountpoint)
         assert process.wait(20) == 0
@@ -263,7 +288,7 @@ def test_unmount_of_what_is_not_mounted(tmp_path: Path) -> None:
 
 def test_killed_daemon_leaves_payload_free(volume: LuksFiles, mountpoint: Path) -> None:
     """After kill -9 the lock is gone, `unmount` clears the dead mount, and what was synced is there."""
-    arguments = ["--header", volume.header, "--key-file", volume.key_file, volume.payload, mountpoint]
+    arguments = opening(volume, mountpoint)
     assert lukshdrfs("mount", *arguments).returncode == 0
     pid = int(read_attribute(mountpoint / "image", "pid"))
     with (mountpoint / "image").open("r+b", buffering=0) as image:

@@ -40,7 +40,11 @@ LUKS1_XTS = Format("luks1", "aes-xts-plain64", 512)
 
 LUKS2_FORMATS = [
     Format("luks2", cipher, key_bits, sector_size)
-    for cipher, key_bits in [("aes-xts-plain64", 256), ("aes-xts-plain64", 512), ("aes-cbc-essiv:sha256", 256)]
+    for cipher, key_bits in [
+        ("aes-xts-plain64", 256),
+        ("aes-xts-plain64", 512),
+        ("aes-cbc-essiv:sha256", 256),
+    ]
     for sector_size in (512, 4096)
 ]
 LUKS1_FORMATS = [LUKS1_XTS, Format("luks1", "aes-cbc-essiv:sha256", 256)]
@@ -100,6 +104,12 @@ def volume_key(files: LuksFiles) -> bytes:
     target = files.header.with_suffix(".volume-key")
     target.unlink(missing_ok=True)
     cryptsetup(
-        "luksDump", "--dump-volume-key", "--volume-key-file", target, "--key-file", files.key_file, files.header
+        "luksDump",
+        "--dump-volume-key",
+        "--volume-key-file",
+        target,
+        "--key-file",
+        files.key_file,
+        files.header,
     )
     return target.read_bytes()

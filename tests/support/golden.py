@@ -47,13 +47,14 @@ class GoldenVolume:
         header = None
         if self.header_file is not None:
             header = folder / "header.img"
-            header.write_bytes(_unpacked(self.header_file))
+            header.write_bytes(unpacked(self.header_file))
         payload = folder / "payload.img"
-        payload.write_bytes(_unpacked(self.payload_file) if self.payload_file else bytes(self.payload_size))
+        payload.write_bytes(unpacked(self.payload_file) if self.payload_file else bytes(self.payload_size))
         return header, payload
 
 
-def _unpacked(name: str) -> bytes:
+def unpacked(name: str) -> bytes:
+    """Return what a file of the manifest holds."""
     with gzip.open(DATA / name) as stream:
         return stream.read()
 

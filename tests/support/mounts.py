@@ -10,6 +10,7 @@ import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from types import TracebackType
+from typing import Self
 
 from support.processes import alive, kill, wait_gone
 from support.tools import program
@@ -61,7 +62,9 @@ def mount_table() -> list[MountEntry]:
         fields, (kind, source, _) = before.split(), after.split(maxsplit=2)
         options = frozenset(fields[5].split(","))
         # the kernel writes blanks and backslashes in octal
-        where = fields[4].encode("latin-1").decode("unicode_escape").encode("latin-1").decode(errors="replace")
+        where = (
+            fields[4].encode("latin-1").decode("unicode_escape").encode("latin-1").decode(errors="replace")
+        )
         entries.append(MountEntry(Path(where), kind, source, options))
     return entries
 
@@ -114,7 +117,7 @@ class Mounted:
             self._arguments += ["--key-file", key_file]
         self.pid = 0
 
-    def __enter__(self) -> Mounted:
+    def __enter__(self) -> Self:
         if not self.mountpoint.exists():
             self.mountpoint.mkdir()
         done = lukshdrfs("mount", *self._arguments, self.payload, self.mountpoint)

@@ -7,7 +7,7 @@ import json
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Any, Self
 
 from support.tools import program
 from support.waiting import wait_until
@@ -64,7 +64,7 @@ class Machine:
             stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
         )  # fmt: skip
 
-    def __enter__(self) -> Machine:
+    def __enter__(self) -> Self:
         assert json.loads(self._pipe(self._process.stdout).readline())["QMP"]
         self.execute("qmp_capabilities")
         return self

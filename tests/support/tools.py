@@ -71,7 +71,9 @@ def missing(need: str) -> Missing | None:
         return None if os.geteuid() == 0 else Missing("root is needed: run the tests as root")
     if need == "fuse":
         if not os.access("/dev/fuse", os.R_OK | os.W_OK):
-            return Missing("/dev/fuse is missing or closed to us: load the module fuse, or pass the device in")
+            return Missing(
+                "/dev/fuse is missing or closed to us: load the module fuse, or pass the device in"
+            )
         return missing("fusermount3")
     if need == "loop":
         if os.geteuid() != 0 or not os.access("/dev/loop-control", os.R_OK | os.W_OK):
