@@ -4,7 +4,8 @@ from lukshdrfs.cipher.anti_forensic import af_merge, af_split
 from lukshdrfs.cipher.sector_cipher import Engine, SectorCipher, usual_engine
 from lukshdrfs.cipher.spec import CipherSpec, check_sector_size
 
-__all__ = ["CipherSpec",
+__all__ = [
+    "CipherSpec",
     "Engine",
     "SectorCipher",
     "af_merge",

@@ -15,9 +15,7 @@ from lukshdrfs.secret import SecretBytes
 def af_merge(material: SecretBytes, key_size: int, stripes: int, gcrypt_hash: str) -> SecretBytes:
     """Return the key of `key_size` bytes from `stripes` stripes. Raises UnsupportedFeature for other hashes."""
     key = SecretBytes(key_size)
-    _check(
-        lib.af_merge(gcrypt_hash.encode(), _pointer(key), _pointer(material), key_size, stripes), gcrypt_hash
-    )
+    _check(lib.af_merge(gcrypt_hash.encode(), _pointer(key), _pointer(material), key_size, stripes), gcrypt_hash)
     return key
 
 
@@ -27,9 +25,7 @@ def af_split(key: SecretBytes, material: SecretBytes, stripes: int, gcrypt_hash:
 
     Raises UnsupportedFeature for hashes that libgcrypt does not have.
     """
-    _check(
-        lib.af_split(gcrypt_hash.encode(), _pointer(key), _pointer(material), len(key), stripes), gcrypt_hash
-    )
+    _check(lib.af_split(gcrypt_hash.encode(), _pointer(key), _pointer(material), len(key), stripes), gcrypt_hash)
 
 
 def _pointer(secret: SecretBytes) -> object:

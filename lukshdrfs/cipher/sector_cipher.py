@@ -46,9 +46,7 @@ class SectorCipher:
     Any number of threads may use one at the same time. Close it to wipe the key schedules.
     """
 
-    def __init__(
-        self, spec: CipherSpec, key: SecretBytes, sector_size: int, engine: Engine | None = None
-    ) -> None:
+    def __init__(self, spec: CipherSpec, key: SecretBytes, sector_size: int, engine: Engine | None = None) -> None:
         """
         Prepare the cipher. `key` is copied into locked memory; `sector_size` is in bytes.
 

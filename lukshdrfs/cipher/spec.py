@@ -37,7 +37,13 @@ ALGORITHMS = {
 
 IVS = ("null", "plain", "plain64", "plain64be", "essiv", "benbi")
 
-ESSIV_HASHES = {"sha256": "SHA256", "sha1": "SHA1", "sha512": "SHA512", "md5": "MD5", "ripemd160": "RIPEMD160"}
+ESSIV_HASHES = {
+    "sha256": "SHA256",
+    "sha1": "SHA1",
+    "sha512": "SHA512",
+    "md5": "MD5",
+    "ripemd160": "RIPEMD160",
+}
 """libgcrypt's names; only those whose digest is a key length of the cipher can be used with it."""
 
 

@@ -111,9 +111,7 @@ def parse_luks1(data: bytes, size: int) -> Header:
         version=1,
         uuid=_text(uuid),
         keyslots=keyslots,
-        digests=(
-            Digest(0, "pbkdf2", tuple(slot.id for slot in keyslots), (0,), hash_name, iterations, salt, digest),
-        ),
+        digests=(Digest(0, "pbkdf2", tuple(slot.id for slot in keyslots), (0,), hash_name, iterations, salt, digest),),
         segments=(Segment(0, "crypt", payload_sectors * SECTOR, None, 0, encryption),),
         area=data[:extent],
         # cryptsetup refuses this one; but what is missing holds no key, and people cut such headers by hand

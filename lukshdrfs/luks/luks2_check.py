@@ -62,15 +62,11 @@ def requirements(metadata: Json) -> tuple[str, ...]:
     config = sj.get(metadata, "config", dict, "metadata")
     if "requirements" not in config:
         return ()
-    return sj.get_strings(
-        sj.get(config, "requirements", dict, "config"), "mandatory", "requirements", optional=True
-    )
+    return sj.get_strings(sj.get(config, "requirements", dict, "config"), "mandatory", "requirements", optional=True)
 
 
 def _is_reencrypt_candidate(requirement: str) -> bool:
-    return requirement == "online-reencrypt" or bool(
-        re.fullmatch(r"online-reencrypt-v[0-9]+", requirement)
-    )
+    return requirement == "online-reencrypt" or bool(re.fullmatch(r"online-reencrypt-v[0-9]+", requirement))
 
 
 def _check_requirements(metadata: Json) -> None:

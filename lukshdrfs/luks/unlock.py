@@ -96,9 +96,7 @@ def _candidates(header: Header, digest: Digest, keyslot: int | None) -> Iterator
         yield slot
         return
     for priority in (Priority.PREFER, Priority.NORMAL):
-        yield from (
-            slot for slot in header.keyslots if slot.id in digest.keyslots and slot.priority == priority
-        )
+        yield from (slot for slot in header.keyslots if slot.id in digest.keyslots and slot.priority == priority)
 
 
 def unlock(

@@ -47,9 +47,7 @@ class _Placed:
 class LockedVolume:
     """A header and the payload it fits, before the key is there. Closing it lets go of the payload."""
 
-    def __init__(
-        self, header: Header, payload: Payload, *, detached: bool, window: Window | None = None
-    ) -> None:
+    def __init__(self, header: Header, payload: Payload, *, detached: bool, window: Window | None = None) -> None:
         """
         Check that the header can be used, and that it fits the payload.
 
@@ -68,9 +66,7 @@ class LockedVolume:
         """Bytes of plaintext."""
         return self._placed[-1].start + self._placed[-1].size
 
-    def unlock(
-        self, passphrase: SecretBytes, keyslot: int | None = None, limits: KdfLimits | None = None
-    ) -> Volume:
+    def unlock(self, passphrase: SecretBytes, keyslot: int | None = None, limits: KdfLimits | None = None) -> Volume:
         """Return the volume that a passphrase opens. Raises what `lukshdrfs.luks.unlock` raises."""
         return self._open(lambda digest: unlock(self.header, digest, passphrase, keyslot, limits))
 

@@ -1,0 +1,7 @@
+"""`python -m lukshdrfs`."""
+
+import sys
+
+from lukshdrfs.cli import main
+
+sys.exit(main())

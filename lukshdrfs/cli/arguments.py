@@ -1,0 +1,84 @@
+"""Arguments that several commands share, and numbers as people write them."""
+
+from __future__ import annotations
+
+import argparse
+from typing import NoReturn
+
+from lukshdrfs.cli.secrets import SecretSource
+from lukshdrfs.errors import UsageError
+from lukshdrfs.volume import HeaderPin
+
+_UNITS = {"": 1, "K": 1 << 10, "M": 1 << 20, "G": 1 << 30, "T": 1 << 40}
+
+
+class Parser(argparse.ArgumentParser):
+    """Ends with a UsageError: argparse's own exit status 2 would mean a wrong passphrase."""
+
+    def error(self, message: str) -> NoReturn:
+        """Refuse the command line in one line."""
+        raise UsageError(f"{message}; see '{self.prog} --help'")
+
+
+def number(text: str) -> int:
+    """Return a decimal number that is not negative."""
+    if not text.isascii() or not text.isdecimal():
+        raise argparse.ArgumentTypeError(f"{text!r} is not a number")
+    return int(text)
+
+
+def size(text: str) -> int:
+    """Return bytes from `N`, `NK`, `NM`, `NG` or `NT`, in powers of 1024."""
+    digits, unit = (text[:-1], text[-1].upper()) if text[-1:].isalpha() else (text, "")
+    if unit not in _UNITS:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a size; expected a number and K, M, G or T")
+    return number(digits) * _UNITS[unit]
+
+
+def add_header(parser: argparse.ArgumentParser) -> None:
+    """Add the options that say which header is meant."""
+    parser.add_argument(
+        "--header",
+        action="append",
+        metavar="SRC",
+        help="detached header: a path, fd:N or - (standard input); repeatable, the first that opens wins",
+    )
+    parser.add_argument("--header-sha256", metavar="HEX", default="", help="refuse any header file but this")
+    parser.add_argument("--header-uuid", metavar="UUID", default="", help="refuse any volume but this")
+
+
+def add_secrets(parser: argparse.ArgumentParser) -> None:
+    """Add the options that say where the secret is."""
+    parser.add_argument("-d", "--key-file", metavar="SRC", help="all of a file's bytes are the key; path, fd:N, -")
+    parser.add_argument("--keyfile-offset", type=number, default=0, metavar="BYTES", help="skip these")
+    parser.add_argument("-l", "--keyfile-size", type=number, metavar="BYTES", help="use only these many")
+    parser.add_argument("--passphrase-file", metavar="SRC", help="the first line, without its newline")
+    parser.add_argument("--volume-key-file", metavar="SRC", help="the volume key itself; no keyslot is used")
+    parser.add_argument("-S", "--key-slot", type=number, metavar="N", help="try only this keyslot")
+    parser.add_argument("-T", "--tries", type=number, default=3, metavar="N", help="times to ask (3)")
+
+
+def pin(arguments: argparse.Namespace) -> HeaderPin:
+    """Return which header is allowed."""
+    if arguments.header_sha256 and not arguments.header:
+        raise UsageError("--header-sha256 is for a detached header; name it with --header")
+    return HeaderPin(arguments.header_sha256, arguments.header_uuid)
+
+
+def secret_source(arguments: argparse.Namespace) -> SecretSource:
+    """Return where the secret is. Raises UsageError if several places are named."""
+    named = [arguments.key_file, arguments.passphrase_file, arguments.volume_key_file]
+    if sum(name is not None for name in named) > 1:
+        raise UsageError("give one of --key-file, --passphrase-file and --volume-key-file")
+    if "-" in (arguments.header or []) and "-" in named:
+        raise UsageError("standard input can be the header or the key, not both")
+    if "-" in (arguments.header or []) and not any(named):
+        raise UsageError("the header is standard input; name the key with --key-file or --passphrase-file")
+    return SecretSource(
+        key_file=arguments.key_file,
+        keyfile_offset=arguments.keyfile_offset,
+        keyfile_size=arguments.keyfile_size,
+        passphrase_file=arguments.passphrase_file,
+        volume_key_file=arguments.volume_key_file,
+        tries=arguments.tries,
+    )

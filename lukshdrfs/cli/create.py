@@ -1,0 +1,247 @@
+"""`lukshdrfs create`: a new volume, its header in a file of its own."""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import os
+import secrets
+import stat
+import subprocess
+import sys
+import tempfile
+import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from lukshdrfs.cipher import CipherSpec
+from lukshdrfs.cli.arguments import add_secrets, number, secret_source, size
+from lukshdrfs.cli.secrets import ask_twice
+from lukshdrfs.errors import DeviceError, InUse, PayloadError, UsageError
+from lukshdrfs.luks.kdf_cost import KdfWish, choose_kdf
+from lukshdrfs.luks.luks2_format import Luks2Format, format_luks2
+from lukshdrfs.payload import FilePayload
+from lukshdrfs.secret import SecretBytes
+from lukshdrfs.sectors import SECTOR_SIZES
+
+log = logging.getLogger(__name__)
+
+WIPE_STEP = 4 * 1024 * 1024
+BLKID_FOUND_NOTHING = 2  # blkid(8), "EXIT STATUS"
+
+
+def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    """Add the command."""
+    parser = subparsers.add_parser("create", help="make a new volume with a detached header")
+    parser.add_argument("payload", metavar="PAYLOAD")
+    parser.add_argument("--header", required=True, metavar="FILE", help="where the header goes; must not exist")
+    parser.add_argument("--size", type=size, metavar="N", help="create the payload with this many bytes (K, M, G, T)")
+    parser.add_argument("--type", default="luks2", metavar="T", help="luks2")
+    parser.add_argument("-c", "--cipher", default="aes-xts-plain64", help="aes-xts-plain64")
+    parser.add_argument("-s", "--key-size", type=number, metavar="BITS", help="512 for xts, else 256")
+    parser.add_argument("--sector-size", type=number, metavar="BYTES", help="4096 where the payload's size allows")
+    parser.add_argument("--hash", default="sha256", help="of digest, AF splitter and pbkdf2 (sha256)")
+    parser.add_argument("--pbkdf", default="argon2id", metavar="KDF", help="argon2id, argon2i or pbkdf2")
+    parser.add_argument("--pbkdf-memory", type=number, metavar="KIB")
+    parser.add_argument("--pbkdf-parallel", type=number, metavar="N")
+    parser.add_argument("--pbkdf-force-iterations", type=number, metavar="N")
+    parser.add_argument("-i", "--iter-time", type=number, default=2000, metavar="MS", help="time to unlock (2000)")
+    parser.add_argument("--uuid", help="random")
+    parser.add_argument("--label", default="")
+    parser.add_argument("--subsystem", default="")
+    parser.add_argument("--wipe", action=argparse.BooleanOptionalAction, help="fill the payload with random bytes")
+    parser.add_argument("--force", action="store_true", help="overwrite a header, and data that is recognised")
+    add_secrets(parser)
+    parser.set_defaults(run=run)
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Carry the command out. Whatever it made so far is gone again if it fails."""
+    if arguments.type != "luks2":
+        raise UsageError(f"--type {arguments.type} is not supported; expected luks2")
+    if os.path.realpath(arguments.header) == os.path.realpath(arguments.payload):
+        raise UsageError("header and payload are the same file")
+    cipher = CipherSpec.parse(arguments.cipher)
+    key_size = _key_size(cipher, arguments.key_size)
+    identifier = _uuid(arguments.uuid)
+    _check_header_path(arguments.header, force=arguments.force)
+    wish = KdfWish(
+        arguments.pbkdf,
+        arguments.iter_time,
+        arguments.pbkdf_memory,
+        arguments.pbkdf_parallel,
+        arguments.pbkdf_force_iterations,
+        arguments.hash,
+    )
+    with _payload(arguments) as (payload, created):
+        form = Luks2Format(
+            cipher=cipher,
+            sector_size=_sector_size(arguments.sector_size, payload.size),
+            kdf=choose_kdf(wish),
+            uuid=identifier,
+            hash=arguments.hash,
+            label=arguments.label,
+            subsystem=arguments.subsystem,
+        )
+        source = secret_source(argparse.Namespace(**{**vars(arguments), "header": None}))
+        if source.volume_key_file:
+            raise UsageError("--volume-key-file: create makes a new volume key")
+        with (
+            ask_twice(source, f"New passphrase for {arguments.payload}: ") as passphrase,
+            SecretBytes.copy_of(secrets.token_bytes(key_size)) as volume_key,
+        ):
+            header = format_luks2(form, volume_key, passphrase)
+        _prepare_payload(payload, wipe=created if arguments.wipe is None else arguments.wipe, created=created)
+        _write_header(Path(arguments.header), header, replace=arguments.force)
+    return 0
+
+
+def _key_size(cipher: CipherSpec, bits: int | None) -> int:
+    """Return the volume key's size in bytes; cryptsetup's default is 256 bits, twice that for XTS."""
+    if bits is None:
+        return cipher.key_sizes[-1]
+    if bits % 8:
+        raise UsageError(f"--key-size {bits}: expected a multiple of 8 bits")
+    cipher.check_key_size(bits // 8)
+    return bits // 8
+
+
+def _uuid(text: str | None) -> str:
+    try:
+        return str(uuid.uuid4() if text is None else uuid.UUID(text))
+    except ValueError:
+        raise UsageError(f"--uuid {text}: not a UUID") from None
+
+
+def _sector_size(wanted: int | None, payload_size: int) -> int:
+    """Return the sector size in bytes, after checking that the payload has whole sectors."""
+    if wanted is not None and wanted not in SECTOR_SIZES:
+        raise UsageError(f"--sector-size {wanted}: expected {', '.join(map(str, SECTOR_SIZES))}")
+    best = SECTOR_SIZES[-1] if payload_size % SECTOR_SIZES[-1] == 0 else SECTOR_SIZES[0]
+    sector_size = wanted or best
+    if payload_size < sector_size or payload_size % sector_size:
+        raise DeviceError(f"the payload has {payload_size} bytes, not whole sectors of {sector_size}")
+    return sector_size
+
+
+def _check_header_path(name: str, *, force: bool) -> None:
+    path = Path(name)
+    if path.is_dir():
+        raise DeviceError(f"header {name} is a directory")
+    if not path.parent.is_dir():
+        raise DeviceError(f"header {name}: the directory {path.parent} is not there")
+    if path.is_symlink() or path.exists():
+        if not force:
+            raise DeviceError(f"header {name} is there already; --force replaces it, and what only it opens is lost")
+        log.warning("header %s is replaced; a volume that only it opens is lost", name)
+
+
+@contextmanager
+def _payload(arguments: argparse.Namespace) -> Iterator[tuple[FilePayload, bool]]:
+    """Yield the payload, opened and locked, and whether it was made here; if so, it goes when something fails."""
+    name = arguments.payload
+    created = not os.path.lexists(name)
+    if created:
+        _create_payload(name, arguments.size)
+    elif arguments.size is not None:
+        raise UsageError(f"payload {name} is there already and keeps its size; leave out --size")
+    try:
+        if not created:
+            _refuse_known_data(name, force=arguments.force)
+        with FilePayload.open(name, read_only=False) as payload:
+            yield payload, created
+    except BaseException:
+        if created:
+            Path(name).unlink(missing_ok=True)
+        raise
+
+
+def _create_payload(name: str, size_: int | None) -> None:
+    if size_ is None:
+        raise DeviceError(f"payload {name} is not there; --size creates it")
+    try:
+        descriptor = os.open(name, os.O_CREAT | os.O_EXCL | os.O_RDWR, 0o600)
+        try:
+            os.ftruncate(descriptor, size_)
+        finally:
+            os.close(descriptor)
+    except OSError as error:
+        raise DeviceError(f"payload {name}: {os.strerror(error.errno or 0)}") from None
+
+
+def _refuse_known_data(name: str, *, force: bool) -> None:
+    """Ask libblkid, by its program, what is on an existing payload."""
+    if not stat.S_ISREG(mode := os.stat(name).st_mode) and not stat.S_ISBLK(mode):  # noqa: PTH116
+        return  # opening it says what is wrong
+    try:
+        probe = subprocess.run(
+            ["blkid", "--probe", "--output", "export", "--", name],
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+    except FileNotFoundError:
+        raise DeviceError("blkid is not installed, by which existing data is recognised; install util-linux") from None
+    if probe.returncode == BLKID_FOUND_NOTHING:
+        return
+    fields = dict(line.split("=", 1) for line in probe.stdout.splitlines() if "=" in line)
+    found = fields.get("TYPE") or fields.get("PTTYPE") or "data of more than one kind"
+    if not force:
+        raise DeviceError(f"payload {name} holds data ({found}); --force makes it unreadable")
+    log.warning("payload %s: its data (%s) will be unreadable", name, found)
+
+
+def _prepare_payload(payload: FilePayload, *, wipe: bool, created: bool) -> None:
+    if wipe:
+        _wipe(payload)
+    elif created:
+        sys.stderr.write("the payload is sparse: it shows how much of it is used, and that it is not random data\n")
+
+
+def _wipe(payload: FilePayload) -> None:
+    """Fill the payload with random bytes, so that used and unused sectors look alike."""
+    progress = sys.stderr.isatty()
+    for offset in range(0, payload.size, WIPE_STEP):
+        payload.write(memoryview(os.urandom(min(WIPE_STEP, payload.size - offset))), offset)
+        if progress:
+            sys.stderr.write(f"\rfilling {payload.name} with random bytes: {offset * 100 // payload.size} %")
+    payload.flush()
+    if progress:
+        sys.stderr.write("\r\033[K")
+
+
+def _write_header(path: Path, header: bytes, *, replace: bool) -> None:
+    """Write a header file that is complete and on its storage before its name appears."""
+    try:
+        with tempfile.NamedTemporaryFile(dir=path.parent, prefix=f".{path.name}.", delete=False) as file:
+            temporary = Path(file.name)  # tempfile makes it with mode 0600
+            try:
+                file.write(header)
+                file.flush()
+                os.fsync(file.fileno())
+                _give_name(temporary, path, replace=replace)
+            finally:
+                temporary.unlink(missing_ok=True)
+        directory = os.open(path.parent, os.O_RDONLY | os.O_DIRECTORY)
+        try:
+            os.fsync(directory)
+        finally:
+            os.close(directory)
+    except OSError as error:
+        raise PayloadError(f"header {path}: {os.strerror(error.errno or 0)}", error.errno or 0) from None
+
+
+def _give_name(temporary: Path, path: Path, *, replace: bool) -> None:
+    if replace:
+        temporary.replace(path)
+        return
+    try:
+        os.link(temporary, path)  # unlike a rename, this replaces nothing
+    except FileExistsError:
+        raise InUse(f"header {path} was made by somebody else meanwhile") from None
+    except OSError as error:
+        if path.exists():
+            raise
+        log.debug("no hard links here (%s); renaming instead", error)
+        temporary.rename(path)

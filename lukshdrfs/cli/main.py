@@ -1,0 +1,86 @@
+"""The program's entry points, and the one place where an error becomes a line and an exit status."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+
+from lukshdrfs._version import VERSION
+from lukshdrfs.cli import create, info, logs, mount, unmount
+from lukshdrfs.cli.arguments import Parser
+from lukshdrfs.errors import LukshdrfsError, OutOfMemory
+from lukshdrfs.secret import harden_process
+
+COMMANDS = {"mount": mount, "unmount": unmount, "create": create, "info": info}
+
+_OPTIONS_WITH_VALUE = ("-o",)
+
+
+def build_parser() -> Parser:
+    """Return the parser of all commands."""
+    parser = Parser(
+        prog="lukshdrfs",
+        description="Unlock a LUKS volume whose header lives apart from its data, without root, as one plaintext file.",
+        epilog="Short form, as mount(8) calls it: lukshdrfs PAYLOAD MOUNTPOINT [-o OPT,...] [-f]",
+    )
+    parser.add_argument("-V", "--version", action="version", version=f"lukshdrfs {VERSION}")
+    verbosity = argparse.ArgumentParser(add_help=False)
+    verbosity.add_argument("-v", "--verbose", action="count", default=0, help="log more; twice for everything")
+    verbosity.add_argument("-q", "--quiet", action="store_true", help="log errors only")
+    subparsers = parser.add_subparsers(metavar="COMMAND", required=True)
+
+    class Adder:
+        """Gives every command the options that all have."""
+
+        @staticmethod
+        def add_parser(name: str, **options: str) -> argparse.ArgumentParser:
+            return subparsers.add_parser(name, parents=[verbosity], allow_abbrev=False, **options)
+
+    for command in COMMANDS.values():
+        command.add_parser(Adder)  # type: ignore[arg-type]
+    return parser
+
+
+def _expand_short_form(words: list[str]) -> list[str]:
+    """Turn `PAYLOAD MOUNTPOINT [-o …] [-f]` into the `mount` command that it stands for."""
+    skip = False
+    for word in words:
+        if skip or word.startswith("-"):
+            skip = not skip and word in _OPTIONS_WITH_VALUE
+            continue
+        return words if word in COMMANDS and word == words[0] else ["mount", *words]
+    return words
+
+
+def main(words: list[str] | None = None) -> int:
+    """Run the program; return its exit status. `words` are the arguments without the program's name."""
+    harden_process()
+    logs.to_terminal(0)
+    try:
+        arguments = build_parser().parse_args(_expand_short_form(sys.argv[1:] if words is None else words))
+        logs.to_terminal(-1 if arguments.quiet else arguments.verbose)
+        return int(arguments.run(arguments))
+    except LukshdrfsError as error:
+        return _fail(str(error), error.exit_code)
+    except MemoryError:
+        return _fail("out of memory", OutOfMemory.exit_code)
+    except KeyboardInterrupt:
+        return _fail("interrupted", 1)
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # Python would complain once more at its end
+        return 1
+    except OSError as error:
+        return _fail(f"{error.filename or 'system'}: {error.strerror}", 1)
+
+
+def mount_helper(words: list[str] | None = None) -> int:
+    """Run as mount(8)'s helper: `mount.lukshdrfs PAYLOAD MOUNTPOINT [-sfnv] [-o OPT,...]`."""
+    given = sys.argv[1:] if words is None else words
+    # -s tolerates unknown options, -n keeps /etc/mtab as it is: neither means anything here
+    return main(["mount", *(word for word in given if word not in ("-n", "-s"))])
+
+
+def _fail(message: str, status: int) -> int:
+    sys.stderr.write(f"lukshdrfs: {logs.printable(message)}\n")
+    return status

@@ -1,0 +1,221 @@
+"""`lukshdrfs mount`: unlock, show the image, go to the background once it can be read."""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import os
+import shlex
+import signal
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import NoReturn
+
+from lukshdrfs.cli import logs
+from lukshdrfs.cli.arguments import add_header, add_secrets, number, pin, secret_source, size
+from lukshdrfs.cli.mount_options import apply_options
+from lukshdrfs.cli.secrets import SecretSource
+from lukshdrfs.errors import HeaderError, LukshdrfsError, UsageError, WrongKey
+from lukshdrfs.fuse import MountOptions, check_fuse, check_mountpoint, run_in_background, serve
+from lukshdrfs.secret import lock_process_memory
+from lukshdrfs.volume import LockedVolume, Volume, Window, lock_volume, read_header, source_descriptor
+
+log = logging.getLogger(__name__)
+
+CACHE_MODES = ("writeback", "writethrough", "none")
+DATA_PATHS = ("auto", "native", "python")
+MAX_WORKERS = 1024
+
+
+def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    """Add the command."""
+    parser = subparsers.add_parser("mount", help="unlock a volume and show it as a file")
+    parser.add_argument("payload", metavar="PAYLOAD")
+    parser.add_argument("mountpoint", metavar="MOUNTPOINT", help="an empty directory, or a file to mount over")
+    add_header(parser)
+    add_secrets(parser)
+    parser.add_argument("-r", "--read-only", action="store_true", help="refuse every write")
+    parser.add_argument("-f", "--foreground", action="store_true", help="stay in the foreground")
+    parser.add_argument("--name", default="image", help="name of the file in the mounted directory (image)")
+    parser.add_argument("--payload-format", default="raw", metavar="F", help="raw")
+    parser.add_argument("--cache", default="writeback", metavar="MODE", help=f"{', '.join(CACHE_MODES)} (writeback)")
+    parser.add_argument("--workers", type=number, default=8, metavar="N", help="requests served at once (8)")
+    parser.add_argument("--data-path", default="auto", metavar="P", help=f"{', '.join(DATA_PATHS)} (auto)")
+    parser.add_argument("--offset", type=size, metavar="N", help="where the data start, if the header says 0")
+    parser.add_argument("--size", type=size, metavar="N", help="how much data there is, if the header leaves it open")
+    parser.add_argument("-o", action="append", default=[], dest="options", metavar="OPT", help="as in fstab")
+    parser.set_defaults(run=run, fsname=None, uid=None, gid=None, umask=0o077)
+
+
+@dataclass(frozen=True, slots=True)
+class _Request:
+    """A checked command line."""
+
+    arguments: argparse.Namespace
+    secrets: SecretSource
+    options: MountOptions
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Carry the command out; return when the image can be read (or, in the foreground, is gone)."""
+    arguments.kernel_options = []
+    apply_options(arguments, arguments.options)
+    request = _check(arguments)
+    signal.signal(signal.SIGTERM, _interrupt)
+    if arguments.foreground:
+        return _unlock_and_serve(request, lambda: _show_next_steps(request))
+    status = run_in_background(
+        lambda ready: _unlock_and_serve(request, lambda: _go_to_background(ready)),
+        verify=lambda: _read_first_block(request.options.image),
+        keep=_given_descriptors(request),
+    )
+    if status == 0:
+        _show_next_steps(request)
+    return status
+
+
+def _interrupt(_number: int, _frame: object) -> NoReturn:
+    """Let SIGTERM undo what was begun, as Ctrl-C does."""
+    raise KeyboardInterrupt
+
+
+def _check(arguments: argparse.Namespace) -> _Request:
+    if arguments.payload_format != "raw":
+        raise UsageError(f"payload format {arguments.payload_format!r} is not supported; expected raw")
+    if "://" in arguments.payload:
+        raise UsageError(f"payload {arguments.payload}: network payloads are not supported")
+    if arguments.cache not in CACHE_MODES:
+        raise UsageError(f"--cache {arguments.cache}: expected {', '.join(CACHE_MODES)}")
+    if arguments.data_path not in DATA_PATHS:
+        raise UsageError(f"--data-path {arguments.data_path}: expected {', '.join(DATA_PATHS)}")
+    if arguments.data_path == "native":
+        raise UsageError("--data-path native is not there yet; use auto or python")
+    if not 1 <= arguments.workers <= MAX_WORKERS:
+        raise UsageError(f"--workers {arguments.workers}: expected 1 to {MAX_WORKERS}")
+    if "/" in arguments.name or arguments.name in ("", ".", ".."):
+        raise UsageError(f"--name {arguments.name!r} is not a file name")
+    options = MountOptions(
+        # the daemon leaves the working directory; the last part of a mountpoint is not followed, see find_mount
+        mountpoint=os.path.realpath(arguments.mountpoint),
+        source=arguments.fsname or os.path.realpath(arguments.payload),
+        name=arguments.name,
+        direct_io=arguments.cache == "none",
+        workers=arguments.workers,
+        uid=os.getuid() if arguments.uid is None else arguments.uid,
+        gid=os.getgid() if arguments.gid is None else arguments.gid,
+        umask=arguments.umask,
+        kernel_options=tuple(arguments.kernel_options),
+    )
+    check_mountpoint(options.mountpoint)
+    if os.path.realpath(arguments.payload) == options.mountpoint:
+        raise UsageError(f"payload and mountpoint are the same file: {arguments.payload}")
+    check_fuse(options.kernel_options)
+    return _Request(arguments, secret_source(arguments), options)
+
+
+def _unlock_and_serve(request: _Request, ready: Callable[[], None]) -> int:
+    volume = _unlock_first(request)
+    try:
+        _close_given(request)
+        if not lock_process_memory():
+            log.debug("only the keys are locked in memory, not the ciphers' key schedules")
+        serve(volume, request.options, ready, end_on_hangup=request.arguments.foreground)
+    finally:
+        volume.close()
+    return 0
+
+
+def _go_to_background(ready: Callable[[], None]) -> None:
+    ready()
+    logs.to_syslog()
+
+
+def _unlock_first(request: _Request) -> Volume:
+    """Return the volume that the first working header opens; say what was wrong with those before it."""
+    headers: list[str | None] = [*(request.arguments.header or [])] or [None]
+    for header in headers[:-1]:
+        try:
+            return _unlock(request, header)
+        except (LukshdrfsError, OSError) as error:
+            log.warning("%s; trying the next header", error)
+    return _unlock(request, headers[-1])
+
+
+def _unlock(request: _Request, header_name: str | None) -> Volume:
+    arguments = request.arguments
+    header = read_header(header_name or arguments.payload, pin(arguments))
+    locked = lock_volume(
+        arguments.payload,
+        header,
+        header_name=header_name,
+        read_only=arguments.read_only,
+        write_through=arguments.cache == "writethrough",
+        window=Window(arguments.offset, arguments.size),
+    )
+    try:
+        return _try_secrets(locked, request)
+    except BaseException:
+        locked.close()
+        raise
+
+
+def _try_secrets(locked: LockedVolume, request: _Request) -> Volume:
+    tries = max(1, request.secrets.tries) if request.secrets.interactive else 1
+    while True:
+        tries -= 1
+        try:
+            with request.secrets.read(f"Passphrase for {request.arguments.payload}: ") as secret:
+                if request.secrets.volume_key_file:
+                    return locked.unlock_with_volume_key(secret)
+                return locked.unlock(secret, request.arguments.key_slot)
+        except WrongKey as error:
+            if tries == 0:
+                raise
+            sys.stderr.write(f"{error}\n")
+        except HeaderError as error:
+            raise type(error)(f"{request.arguments.payload}: {error}") from None
+
+
+def _given_descriptors(request: _Request) -> set[int]:
+    """Return the descriptors that the header or the key comes through."""
+    arguments = request.arguments
+    names = [
+        *(arguments.header or []),
+        arguments.key_file,
+        arguments.passphrase_file,
+        arguments.volume_key_file,
+    ]
+    given = {source_descriptor(name) for name in names if name}
+    return {descriptor for descriptor in given if descriptor is not None}
+
+
+def _close_given(request: _Request) -> None:
+    """Close what the header or the key came through: the daemon needs it no more."""
+    for descriptor in _given_descriptors(request) - {0, 1, 2}:
+        os.close(descriptor)
+
+
+def _read_first_block(image: str) -> None:
+    descriptor = os.open(image, os.O_RDONLY)
+    try:
+        os.pread(descriptor, 4096, 0)
+    finally:
+        os.close(descriptor)
+
+
+def _show_next_steps(request: _Request) -> None:
+    """Tell a person at a terminal how to go on, and how to undo it."""
+    if not sys.stdout.isatty():
+        return
+    image = request.options.image
+    sector_size = os.getxattr(image, "user.lukshdrfs.sector_size").decode() if os.path.exists(image) else "512"  # noqa: PTH110
+    quoted, mountpoint = shlex.quote(image), shlex.quote(request.options.mountpoint)
+    read_only = request.arguments.read_only
+    lines = [
+        f"{image} is the volume's plaintext. To go on, for instance:",
+        f"  losetup --find --show --sector-size {sector_size}{' --read-only' if read_only else ''} {quoted}",
+        f"  qemu-system-x86_64 -drive file={quoted},format=raw,if=virtio,cache=none{',readonly=on' if read_only else ''}",
+        f"To undo it: lukshdrfs unmount {mountpoint}",
+    ]
+    sys.stdout.write("\n".join(lines) + "\n")

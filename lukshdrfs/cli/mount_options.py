@@ -1,0 +1,106 @@
+r"""
+`-o OPT[,OPT...]`: the options of mount(8) and fstab, in the words of the long ones.
+
+Some are ours, some go to the kernel, some are meant for mount(8), fstab or systemd and are none of our business. One
+that is none of these is an error that names it. A comma in a value is written `\,`.
+"""
+
+from __future__ import annotations
+
+import argparse
+import re
+from collections.abc import Callable
+
+from lukshdrfs.cli.arguments import number, size
+from lukshdrfs.errors import UsageError
+
+
+def _octal(text: str) -> int:
+    if not re.fullmatch("[0-7]{1,4}", text):
+        raise argparse.ArgumentTypeError(f"{text!r} is not an octal number")
+    return int(text, 8)
+
+
+_VALUES: dict[str, tuple[str, Callable[[str], object]]] = {
+    "cache": ("cache", str),
+    "data-path": ("data_path", str),
+    "format": ("payload_format", str),
+    "fsname": ("fsname", str),
+    "gid": ("gid", number),
+    "header": ("header", str),
+    "header-sha256": ("header_sha256", str),
+    "header-uuid": ("header_uuid", str),
+    "key-slot": ("key_slot", number),
+    "keyfile": ("key_file", str),
+    "keyfile-offset": ("keyfile_offset", number),
+    "keyfile-size": ("keyfile_size", number),
+    "name": ("name", str),
+    "offset": ("offset", size),
+    "passphrase-file": ("passphrase_file", str),
+    "size": ("size", size),
+    "tries": ("tries", number),
+    "uid": ("uid", number),
+    "umask": ("umask", _octal),
+    "volume-key-file": ("volume_key_file", str),
+    "workers": ("workers", number),
+}
+"""Our own options with a value: the argument that they set, and how their text is read."""
+
+_KERNEL = {
+    "allow_other",
+    "allow_root",
+    "dev",
+    "nodev",
+    "suid",
+    "nosuid",
+    "exec",
+    "noexec",
+    "dirsync",
+    "sync",
+    "async",
+}
+_KERNEL |= {"atime", "noatime", "default_permissions"}
+
+_READ_ONLY = {"ro": True, "read-only": True, "readonly": True, "rw": False}
+
+_NOT_OURS = {
+    "_netdev", "auto", "defaults", "group", "noauto", "nofail", "nouser", "nousers", "owner",
+    "relatime", "norelatime", "user", "users",
+}  # fmt: skip
+_NOT_OURS_PREFIXES = ("x-", "X-", "comment=", "user=", "subtype=")
+
+
+def split_options(text: str) -> list[str]:
+    r"""Split at commas, but not at `\,`; undo the backslashes."""
+    parts = re.split(r"(?<!\\),", text)
+    return [re.sub(r"\\(.)", r"\1", part) for part in parts if part]
+
+
+def apply_options(arguments: argparse.Namespace, texts: list[str]) -> None:
+    """
+    Set what `-o` says in the arguments of `mount`; the kernel's options go to `arguments.kernel_options`.
+
+    Raises UsageError that names an option which is unknown, or whose value cannot be read.
+    """
+    for option in (option for text in texts for option in split_options(text)):
+        _apply(arguments, option)
+
+
+def _apply(arguments: argparse.Namespace, option: str) -> None:
+    name, has_value, value = option.partition("=")
+    if option in _READ_ONLY:
+        arguments.read_only = _READ_ONLY[option]
+    elif option in _KERNEL:
+        arguments.kernel_options.append(option)
+    elif has_value and name in _VALUES:
+        target, convert = _VALUES[name]
+        try:
+            converted = convert(value)
+        except argparse.ArgumentTypeError as error:
+            raise UsageError(f"-o {name}=: {error}") from None
+        if name == "header":
+            arguments.header = [*(arguments.header or []), value]
+        else:
+            setattr(arguments, target, converted)
+    elif option not in _NOT_OURS and not option.startswith(_NOT_OURS_PREFIXES):
+        raise UsageError(f"-o {option}: unknown option; see 'lukshdrfs mount --help'")

@@ -1,0 +1,173 @@
+"""
+Where a secret comes from, and exactly which bytes of it count.
+
+The rules are cryptsetup's (its cryptsetup(8), "NOTES ON PASSPHRASE PROCESSING"): a key file counts to the last
+byte, newlines included; a typed or piped passphrase is a line without its newline. Nothing is decoded: a passphrase
+is bytes.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import stat
+import sys
+import termios
+from dataclasses import dataclass
+
+from lukshdrfs.errors import DeviceError, UsageError
+from lukshdrfs.secret import SecretBytes
+from lukshdrfs.volume import source_descriptor
+
+MAX_KEY_FILE = 8 * 1024 * 1024
+"""Bytes of a key file (cryptsetup's compiled-in maximum)."""
+
+MAX_PASSPHRASE = 512
+"""Bytes of a line that is typed or piped (cryptsetup, `DEFAULT_PASSPHRASE_SIZE_MAX`)."""
+
+
+@dataclass(frozen=True, slots=True)
+class SecretSource:
+    """What the command line says about where the secret is."""
+
+    key_file: str | None = None
+    keyfile_offset: int = 0
+    keyfile_size: int | None = None
+    passphrase_file: str | None = None
+    volume_key_file: str | None = None
+    tries: int = 3
+
+    @property
+    def interactive(self) -> bool:
+        """Whether somebody is asked at a terminal, and may try again."""
+        return not (self.key_file or self.passphrase_file or self.volume_key_file) and sys.stdin.isatty()
+
+    def read(self, prompt: str) -> SecretBytes:
+        """
+        Return the secret. Raises DeviceError if a file cannot be read, UsageError if it has the wrong size.
+        """
+        if self.volume_key_file:
+            return _read_file(self.volume_key_file, 0, None, "volume key file")
+        if self.key_file:
+            return _read_file(self.key_file, self.keyfile_offset, self.keyfile_size, "key file")
+        if self.passphrase_file:
+            return _read_line(self.passphrase_file, "passphrase file")
+        return _ask(prompt) if self.interactive else _read_line("-", "standard input")
+
+
+def _open(name: str, what: str) -> tuple[int, bool]:
+    """Return a descriptor and whether it is ours to close."""
+    given = source_descriptor(name)
+    if given is not None:
+        return given, False
+    try:
+        descriptor = os.open(name, os.O_RDONLY)
+    except OSError as error:
+        raise DeviceError(f"{what} {name}: {os.strerror(error.errno or 0)}") from None
+    if stat.S_ISDIR(os.fstat(descriptor).st_mode):
+        os.close(descriptor)
+        raise DeviceError(f"{what} {name} is a directory")
+    return descriptor, True
+
+
+def _read_up_to(descriptor: int, secret: SecretBytes, what: str) -> int:
+    """Read until the secret is full or the file ends; return how many bytes there were."""
+    done = 0
+    while done < len(secret):
+        try:
+            count = os.readv(descriptor, [secret.view[done:]])
+        except OSError as error:
+            raise DeviceError(f"{what}: {os.strerror(error.errno or 0)}") from None
+        if count == 0:
+            break
+        done += count
+    return done
+
+
+def _read_file(name: str, offset: int, size: int | None, what: str) -> SecretBytes:
+    """Return a file's content, or the part of it that is asked for, to the last byte."""
+    described = f"{what} {name}"
+    if size is not None and not 0 < size <= MAX_KEY_FILE:
+        raise UsageError(f"{described}: a size of {size} bytes is not possible, at most {MAX_KEY_FILE} are")
+    descriptor, ours = _open(name, what)
+    try:
+        _skip(descriptor, offset, described)
+        buffer = SecretBytes(MAX_KEY_FILE + 1 if size is None else size)
+        count = _read_up_to(descriptor, buffer, described)
+    finally:
+        if ours:
+            os.close(descriptor)
+    if count > MAX_KEY_FILE:
+        buffer.wipe()
+        raise UsageError(f"{described} has more than {MAX_KEY_FILE} bytes; name a part of it with --keyfile-size")
+    if size is not None and count < size:
+        buffer.wipe()
+        raise UsageError(f"{described} has not {size} bytes from byte {offset} on")
+    return buffer.take(count)
+
+
+def _skip(descriptor: int, offset: int, described: str) -> None:
+    """Go to an offset, by reading where seeking is not possible."""
+    if offset == 0:
+        return
+    try:
+        if offset > os.lseek(descriptor, 0, os.SEEK_END):
+            raise UsageError(f"{described} ends before byte {offset}")
+        os.lseek(descriptor, offset, os.SEEK_SET)
+    except OSError as error:
+        if error.errno != errno.ESPIPE:
+            raise DeviceError(f"{described}: {os.strerror(error.errno or 0)}") from None
+        with SecretBytes(min(offset, MAX_KEY_FILE)) as skipped:
+            if _read_up_to(descriptor, skipped, described) < offset:
+                raise UsageError(f"{described} ends before byte {offset}") from None
+
+
+def _read_line(name: str, what: str) -> SecretBytes:
+    """Return the first line without its newline. A carriage return before it counts, as for cryptsetup."""
+    descriptor, ours = _open(name, what)
+    described = what if name == "-" else f"{what} {name}"
+    line = SecretBytes(MAX_PASSPHRASE + 1)
+    done = 0
+    try:
+        # byte by byte: what comes after the line is not ours, standard input may hold more
+        while done < len(line) and os.readv(descriptor, [line.view[done : done + 1]]):
+            if line.view[done] == ord("\n"):
+                return line.take(done)
+            done += 1
+    except OSError as error:
+        raise DeviceError(f"{described}: {os.strerror(error.errno or 0)}") from None
+    finally:
+        if ours:
+            os.close(descriptor)
+    if done > MAX_PASSPHRASE:
+        line.wipe()
+        raise UsageError(f"{described}: the passphrase has more than {MAX_PASSPHRASE} bytes; use --key-file")
+    return line.take(done)
+
+
+def _ask(prompt: str) -> SecretBytes:
+    """Ask at the terminal, without echo."""
+    descriptor = sys.stdin.fileno()
+    before = termios.tcgetattr(descriptor)
+    quiet = termios.tcgetattr(descriptor)
+    quiet[3] &= ~termios.ECHO
+    try:
+        termios.tcsetattr(descriptor, termios.TCSAFLUSH, quiet)
+        sys.stderr.write(prompt)
+        sys.stderr.flush()
+        return _read_line("-", "standard input")
+    finally:
+        termios.tcsetattr(descriptor, termios.TCSAFLUSH, before)
+        sys.stderr.write("\n")
+        sys.stderr.flush()
+
+
+def ask_twice(source: SecretSource, prompt: str) -> SecretBytes:
+    """Return a new passphrase; one that is typed is asked for again. Raises UsageError if they differ."""
+    first = source.read(prompt)
+    if source.interactive:
+        with source.read("Again: ") as second:
+            if first != second:
+                first.wipe()
+                raise UsageError("the two passphrases differ; nothing was changed")
+    return first

@@ -1,0 +1,94 @@
+"""
+Going to the background only when the image can be read.
+
+The child does all the work, prompts included, while the parent waits. The parent's exit status is the child's
+result: 0 once it has read the image itself, or the child's own status if it ended before.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+from collections.abc import Callable, Iterable
+from itertools import pairwise
+
+from lukshdrfs.errors import DeviceError, LukshdrfsError
+
+_READY = b"R"
+_PAST_ALL_DESCRIPTORS = 1 << 20
+
+
+def run_in_background(
+    work: Callable[[Callable[[], None]], int], verify: Callable[[], None], keep: Iterable[int] = ()
+) -> int:
+    """
+    Run `work` in a child process; return 0 as soon as it calls the function that it is given, and `verify` passes.
+
+    Of the descriptors that are open here, the child has the three standard ones and those in `keep`: a daemon must
+    not hold its caller's files and locks. If it ends before it is ready, return its exit status. If `verify` raises, the child is ended and the error goes on.
+    """
+    receiver, sender = os.pipe()
+    sys.stdout.flush()
+    sys.stderr.flush()
+    child = os.fork()
+    if child == 0:
+        _close_all_but({0, 1, 2, sender, *keep})
+        _run_child(work, sender)
+    os.close(sender)
+    try:
+        answer = os.read(receiver, 1)
+    except KeyboardInterrupt:
+        answer = b""  # the child has had the same signal, and cleans up
+    finally:
+        os.close(receiver)
+    if answer != _READY:
+        return _status_of(child)
+    try:
+        verify()
+    except (LukshdrfsError, OSError) as error:
+        os.kill(child, signal.SIGTERM)
+        _status_of(child)
+        raise DeviceError(f"the mount does not answer: {error}") from error
+    return 0
+
+
+def _run_child(work: Callable[[Callable[[], None]], int], sender: int) -> None:
+    """Never returns."""
+
+    def ready() -> None:
+        _leave_terminal()
+        os.write(sender, _READY)
+        os.close(sender)
+
+    status = 1
+    try:
+        status = work(ready)
+    finally:
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(status)  # not sys.exit: the parent's clean-up is not the child's to do
+
+
+def _close_all_but(keep: set[int]) -> None:
+    ordered = sorted(keep)
+    for before, after in pairwise([*ordered, _PAST_ALL_DESCRIPTORS]):
+        os.closerange(before + 1, after)
+
+
+def _leave_terminal() -> None:
+    os.setsid()
+    os.chdir("/")
+    signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    sys.stdout.flush()
+    sys.stderr.flush()
+    null = os.open(os.devnull, os.O_RDWR)
+    for descriptor in range(3):
+        os.dup2(null, descriptor)
+    if null > 2:
+        os.close(null)
+
+
+def _status_of(child: int) -> int:
+    status = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+    return status if status >= 0 else 1

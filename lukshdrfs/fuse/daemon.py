@@ -1,0 +1,183 @@
+"""
+Mounting, serving until the end, and ending cleanly.
+
+The end comes from the kernel (somebody unmounts) or by SIGINT or SIGTERM. A signal unmounts; if the image is still
+in use, the mount's name goes at once and the daemon serves the last user to the end, so that nothing written is
+lost. A second signal ends it there and then.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import shutil
+import signal
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pyfuse3
+import trio
+
+from lukshdrfs.errors import DeviceError, InUse, LukshdrfsError
+from lukshdrfs.fuse.filesystem import ImageFileSystem
+from lukshdrfs.fuse.mounts import detach, find_mount
+from lukshdrfs.fuse.options import MountOptions
+from lukshdrfs.volume import Volume
+
+log = logging.getLogger(__name__)
+
+DEVICE = "/dev/fuse"
+CONFIGURATION = Path("/etc/fuse.conf")
+STANDARD_ERROR = 2
+
+
+def check_fuse(kernel_options: tuple[str, ...] = ()) -> None:
+    """Raise DeviceError if this user cannot mount FUSE file systems here, with the way out."""
+    try:
+        os.close(os.open(DEVICE, os.O_RDWR))
+    except OSError as error:
+        raise DeviceError(
+            f"{DEVICE}: {os.strerror(error.errno or 0)}; FUSE is needed ('modprobe fuse', or the container's --device)"
+        ) from None
+    if os.geteuid() == 0:
+        return
+    if shutil.which("fusermount3") is None:
+        raise DeviceError("fusermount3 is not installed; install the package fuse3")
+    others = [option for option in kernel_options if option in ("allow_other", "allow_root")]
+    if others and not _user_allow_other():
+        raise DeviceError(f"{others[0]} needs the line 'user_allow_other' in {CONFIGURATION}")
+
+
+def _user_allow_other() -> bool:
+    try:
+        lines = CONFIGURATION.read_text(encoding="utf-8", errors="replace").splitlines()
+    except OSError:
+        return False
+    return any(line.strip() == "user_allow_other" for line in lines)
+
+
+def check_mountpoint(mountpoint: str) -> None:
+    """
+    Raise DeviceError unless a path is an empty directory or a regular file that can be mounted over.
+
+    Raises InUse if something is mounted there already.
+    """
+    if mounted := find_mount(mountpoint):
+        raise InUse(f"mountpoint {mountpoint} is in use: {mounted.source} ({mounted.type}) is mounted there")
+    path = Path(mountpoint)
+    try:
+        if path.is_dir():
+            if any(path.iterdir()):
+                raise DeviceError(f"mountpoint {mountpoint} is not empty; take an empty directory")
+        elif not path.stat().st_mode & 0o100000 or not path.is_file():
+            raise DeviceError(f"mountpoint {mountpoint} is neither a directory nor a regular file")
+    except OSError as error:
+        raise DeviceError(f"mountpoint {mountpoint}: {os.strerror(error.errno or 0)}") from None
+
+
+def serve(volume: Volume, options: MountOptions, ready: Callable[[], None], *, end_on_hangup: bool = False) -> None:
+    """
+    Mount a volume and serve it until it is unmounted; `ready` is called as soon as it is mounted.
+
+    With `end_on_hangup`, losing the terminal (SIGHUP) ends it too.
+
+    The volume is flushed at the end, whatever the reason, and nothing stays mounted. Raises DeviceError if it
+    cannot be mounted, PayloadError if the last flush fails.
+    """
+    file_system = ImageFileSystem(volume, options)
+    kernel_options = {
+        "default_permissions",
+        f"fsname={_mount_source(options.source)}",
+        "subtype=lukshdrfs",
+        *options.kernel_options,
+        *(["ro"] if volume.read_only else []),
+    }
+    _mount(file_system, options, kernel_options)
+    try:
+        signals = (signal.SIGINT, signal.SIGTERM, *((signal.SIGHUP,) if end_on_hangup else ()))
+        trio.run(_serve_until_unmounted, options.mountpoint, ready, signals)
+    finally:
+        pyfuse3.close(unmount=True)  # does nothing to a mount that is gone
+        if not volume.read_only:
+            volume.flush()
+
+
+def _mount_source(source: str) -> str:
+    r"""Return a source as an option's value: libfuse splits at commas that have no backslash before them."""
+    ascii_only = source.encode("ascii", "backslashreplace").decode("ascii")  # pyfuse3 takes no others
+    return ascii_only.replace("\\", "\\\\").replace(",", "\\,")
+
+
+def _mount(file_system: ImageFileSystem, options: MountOptions, kernel_options: set[str]) -> None:
+    with _captured_stderr() as printed:
+        try:
+            pyfuse3.init(file_system, options.mountpoint, kernel_options)
+        except RuntimeError as error:
+            failure: RuntimeError | None = error
+        else:
+            failure = None
+    if failure:
+        raise DeviceError(f"mountpoint {options.mountpoint}: {' '.join(printed) or failure}")
+
+
+@contextmanager
+def _captured_stderr() -> Iterator[list[str]]:
+    """
+    Keep what libfuse and fusermount3 print themselves: the user is told in one line of ours.
+
+    The list that is yielded has the lines once the context is left.
+    """
+    printed: list[str] = []
+    kept, memory = os.dup(STANDARD_ERROR), os.memfd_create("stderr")
+    os.dup2(memory, STANDARD_ERROR)
+    try:
+        yield printed
+    finally:
+        os.dup2(kept, STANDARD_ERROR)
+        printed += os.pread(memory, 1 << 16, 0).decode("utf-8", "replace").splitlines()
+        os.close(kept)
+        os.close(memory)
+
+
+async def _serve_until_unmounted(
+    mountpoint: str, ready: Callable[[], None], signals: tuple[signal.Signals, ...]
+) -> None:
+    async with trio.open_nursery() as nursery:
+        await nursery.start(_end_on_signals, mountpoint, signals)
+        ready()
+        await pyfuse3.main()
+        nursery.cancel_scope.cancel()
+
+
+async def _end_on_signals(
+    mountpoint: str,
+    signals: tuple[signal.Signals, ...],
+    task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED,
+) -> None:
+    with trio.open_signal_receiver(*signals) as received:
+        task_status.started()
+        asked_before = False
+        async for number in received:
+            log.info("ending on %s", signal.Signals(number).name)
+            if asked_before:
+                pyfuse3.terminate()
+                return
+            asked_before = True
+            # in a thread: unmounting waits for dirty pages, which are written through this very loop
+            if not await trio.to_thread.run_sync(_unmount, mountpoint):
+                pyfuse3.terminate()
+
+
+def _unmount(mountpoint: str) -> bool:
+    """Take the mount away, lazily if it is in use; return whether that worked."""
+    try:
+        try:
+            detach(mountpoint)
+        except InUse as error:
+            log.warning("%s; it is taken away when they are done", error)
+            detach(mountpoint, lazy=True)
+    except LukshdrfsError as error:
+        log.warning("%s", error)
+        return False
+    return True

@@ -1,0 +1,268 @@
+"""
+The file system: one directory, one file. Or one file alone, where the mountpoint is a file.
+
+Each request that touches the payload runs in a worker thread, so that a slow one stalls no other. Everything else
+is answered at once.
+"""
+
+from __future__ import annotations
+
+import errno
+import functools
+import logging
+import os
+import stat
+import time
+from collections.abc import Awaitable, Callable, Coroutine
+from typing import Any, ParamSpec, TypeVar
+
+import pyfuse3
+import trio
+
+from lukshdrfs.errors import LukshdrfsError
+from lukshdrfs.fuse.options import MountOptions
+from lukshdrfs.volume import Volume
+
+log = logging.getLogger(__name__)
+
+P = ParamSpec("P")
+T = TypeVar("T")
+
+ROOT = pyfuse3.ROOT_INODE
+BLOCK = 512  # what st_blocks counts: stat(2)
+MIN_BLOCK_SIZE = 4096
+ENTRY_TIMEOUT_S = 3600.0
+"""The one file never goes away."""
+ATTRIBUTE_TIMEOUT_S = 1.0
+"""Only the time of modification changes."""
+XATTR_PREFIX = "user.lukshdrfs."
+
+
+def answers_errno(handler: Callable[P, Awaitable[T]]) -> Callable[P, Coroutine[Any, Any, T]]:
+    """
+    Let no exception but FUSEError out of a request handler.
+
+    pyfuse3 answers only that one; any other ends its main loop, and so the mount.
+    """
+
+    @functools.wraps(handler)
+    async def answer(*args: P.args, **kwargs: P.kwargs) -> T:
+        try:
+            return await handler(*args, **kwargs)
+        except pyfuse3.FUSEError:
+            raise
+        except (LukshdrfsError, OSError) as error:
+            log.error("%s", error)  # noqa: TRY400 - an error of the storage, not of the program
+            raise pyfuse3.FUSEError(error.errno or errno.EIO) from error
+        except MemoryError as error:
+            raise pyfuse3.FUSEError(errno.ENOMEM) from error
+        except Exception as error:  # a bug: say so loudly, keep the mount
+            log.exception("%s failed", handler.__qualname__)
+            raise pyfuse3.FUSEError(errno.EIO) from error
+
+    return answer
+
+
+def refuse(code: int) -> Callable[..., Coroutine[Any, Any, Any]]:
+    """Return a handler that answers every request with one errno."""
+
+    async def refused(*_args: object) -> None:
+        await trio.lowlevel.checkpoint()
+        raise pyfuse3.FUSEError(code)
+
+    return refused
+
+
+class ImageFileSystem(pyfuse3.Operations):
+    """The request handlers. Their contract is in pyfuse3's documentation of `Operations`."""
+
+    supports_dot_lookup = False
+
+    def __init__(self, volume: Volume, options: MountOptions) -> None:
+        """Show a volume. It is the caller's to close, after the mount's end."""
+        super().__init__()
+        self._volume = volume
+        self._options = options
+        self._name = os.fsencode(options.name)
+        self._image = ROOT if options.on_file else pyfuse3.InodeT(ROOT + 1)
+        self._limiter = trio.CapacityLimiter(options.workers)
+        self._synchronous: set[int] = set()
+        """Handles opened with O_SYNC or O_DSYNC."""
+        self._next_handle = 1
+        self._mounted_ns = time.time_ns()
+        properties = {**volume.properties, "pid": str(os.getpid())}
+        self._xattrs = {
+            os.fsencode(XATTR_PREFIX + key): value.encode("utf-8", "surrogateescape")
+            for key, value in properties.items()
+        }
+
+    async def _in_thread(self, work: Callable[..., T], *args: object) -> T:
+        return await trio.to_thread.run_sync(work, *args, limiter=self._limiter)
+
+    def _attributes(self, inode: int) -> pyfuse3.EntryAttributes:
+        """Return what stat(2) shows of the directory or of the image."""
+        writable = 0 if self._volume.read_only else stat.S_IWUSR | stat.S_IWGRP | stat.S_IWOTH
+        everything = stat.S_IRUSR | stat.S_IRGRP | stat.S_IROTH | writable
+        attributes = pyfuse3.EntryAttributes()
+        attributes.st_ino = pyfuse3.InodeT(inode)
+        attributes.st_uid, attributes.st_gid = self._options.uid, self._options.gid
+        attributes.entry_timeout, attributes.attr_timeout = ENTRY_TIMEOUT_S, ATTRIBUTE_TIMEOUT_S
+        attributes.st_blksize = max(MIN_BLOCK_SIZE, self._volume.sector_size)
+        modified = self._mounted_ns
+        if inode == self._image:
+            mode = stat.S_IFREG | (everything & ~self._options.umask)
+            attributes.st_nlink = 1
+            attributes.st_size = self._volume.size
+            # a hole in the payload is no hole in the plaintext, so every block counts
+            attributes.st_blocks = -(-self._volume.size // BLOCK)
+            modified = self._volume.modified_ns()
+        else:
+            search = stat.S_IXUSR | stat.S_IXGRP | stat.S_IXOTH
+            mode = stat.S_IFDIR | ((everything | search) & ~self._options.umask)
+            attributes.st_nlink = 2
+        attributes.st_mode = pyfuse3.ModeT(mode)
+        attributes.st_atime_ns = attributes.st_ctime_ns = attributes.st_mtime_ns = modified
+        return attributes
+
+    @answers_errno
+    async def lookup(
+        self, parent_inode: pyfuse3.InodeT, name: pyfuse3.FileNameT, ctx: pyfuse3.RequestContext
+    ) -> pyfuse3.EntryAttributes:
+        await trio.lowlevel.checkpoint()
+        if parent_inode != ROOT or name != self._name or self._image == ROOT:
+            raise pyfuse3.FUSEError(errno.ENOENT)
+        return self._attributes(self._image)
+
+    @answers_errno
+    async def getattr(self, inode: pyfuse3.InodeT, ctx: pyfuse3.RequestContext) -> pyfuse3.EntryAttributes:
+        await trio.lowlevel.checkpoint()
+        return self._attributes(inode)
+
+    @answers_errno
+    async def setattr(
+        self,
+        inode: pyfuse3.InodeT,
+        attr: pyfuse3.EntryAttributes,
+        fields: pyfuse3.SetattrFields,
+        fh: pyfuse3.FileHandleT | None,
+        ctx: pyfuse3.RequestContext,
+    ) -> pyfuse3.EntryAttributes:
+        """Refuse every change; what changes nothing is fine, and so are times, which follow the payload."""
+        await trio.lowlevel.checkpoint()
+        now = self._attributes(inode)
+        if (
+            (fields.update_size and attr.st_size != now.st_size)
+            or (fields.update_mode and stat.S_IMODE(attr.st_mode) != stat.S_IMODE(now.st_mode))
+            or (fields.update_uid and attr.st_uid != now.st_uid)
+            or (fields.update_gid and attr.st_gid != now.st_gid)
+        ):
+            raise pyfuse3.FUSEError(errno.EPERM)
+        return now
+
+    @answers_errno
+    async def open(self, inode: pyfuse3.InodeT, flags: pyfuse3.FlagT, ctx: pyfuse3.RequestContext) -> pyfuse3.FileInfo:
+        """Open the image. O_TRUNC changes nothing, as on a block device."""
+        await trio.lowlevel.checkpoint()
+        if inode != self._image:
+            raise pyfuse3.FUSEError(errno.EISDIR)
+        if self._volume.read_only and flags & (os.O_WRONLY | os.O_RDWR):
+            raise pyfuse3.FUSEError(errno.EROFS)
+        handle, self._next_handle = self._next_handle, self._next_handle + 1
+        if flags & os.O_DSYNC:  # O_SYNC contains it
+            self._synchronous.add(handle)
+        return pyfuse3.FileInfo(
+            fh=pyfuse3.FileHandleT(handle),
+            direct_io=self._options.direct_io,
+            keep_cache=not self._options.direct_io,
+        )
+
+    @answers_errno
+    async def read(self, fh: pyfuse3.FileHandleT, off: int, size: int) -> bytes:
+        return await self._in_thread(self._volume.pread, size, off)
+
+    @answers_errno
+    async def write(self, fh: pyfuse3.FileHandleT, off: int, buf: bytes) -> int:
+        count = await self._in_thread(self._volume.pwrite, buf, off)
+        if fh in self._synchronous:
+            await self._in_thread(self._volume.flush)
+        return count
+
+    @answers_errno
+    async def fsync(self, fh: pyfuse3.FileHandleT, datasync: bool) -> None:  # noqa: FBT001 - pyfuse3's signature
+        await self._in_thread(self._volume.flush)
+
+    @answers_errno
+    async def flush(self, fh: pyfuse3.FileHandleT) -> None:
+        """Do nothing: a close is no fsync, and writes report their errors themselves."""
+        await trio.lowlevel.checkpoint()
+
+    @answers_errno
+    async def release(self, fh: pyfuse3.FileHandleT) -> None:
+        await trio.lowlevel.checkpoint()
+        self._synchronous.discard(fh)
+
+    @answers_errno
+    async def opendir(self, inode: pyfuse3.InodeT, ctx: pyfuse3.RequestContext) -> pyfuse3.FileHandleT:
+        await trio.lowlevel.checkpoint()
+        return pyfuse3.FileHandleT(0)
+
+    @answers_errno
+    async def readdir(self, fh: pyfuse3.FileHandleT, start_id: int, token: pyfuse3.ReaddirToken) -> None:
+        await trio.lowlevel.checkpoint()
+        if start_id == 0:
+            attributes = self._attributes(self._image)
+            pyfuse3.readdir_reply(token, pyfuse3.FileNameT(self._name), attributes, 1)
+
+    @answers_errno
+    async def releasedir(self, fh: pyfuse3.FileHandleT) -> None:
+        await trio.lowlevel.checkpoint()
+
+    @answers_errno
+    async def fsyncdir(self, fh: pyfuse3.FileHandleT, datasync: bool) -> None:  # noqa: FBT001 - pyfuse3's signature
+        await trio.lowlevel.checkpoint()
+
+    @answers_errno
+    async def statfs(self, ctx: pyfuse3.RequestContext) -> pyfuse3.StatvfsData:
+        await trio.lowlevel.checkpoint()
+        data = pyfuse3.StatvfsData()
+        data.f_bsize = data.f_frsize = MIN_BLOCK_SIZE
+        data.f_blocks = -(-self._volume.size // MIN_BLOCK_SIZE)
+        data.f_bfree = data.f_bavail = data.f_ffree = data.f_favail = 0
+        data.f_files = 1
+        data.f_namemax = 255
+        return data
+
+    @answers_errno
+    async def getxattr(self, inode: pyfuse3.InodeT, name: pyfuse3.XAttrNameT, ctx: pyfuse3.RequestContext) -> bytes:
+        await trio.lowlevel.checkpoint()
+        value = self._xattrs.get(name) if inode == self._image else None
+        if value is None:
+            raise pyfuse3.FUSEError(pyfuse3.ENOATTR)
+        return value
+
+    @answers_errno
+    async def listxattr(self, inode: pyfuse3.InodeT, ctx: pyfuse3.RequestContext) -> list[pyfuse3.XAttrNameT]:
+        await trio.lowlevel.checkpoint()
+        return [pyfuse3.XAttrNameT(name) for name in self._xattrs] if inode == self._image else []
+
+    @answers_errno
+    async def access(self, inode: pyfuse3.InodeT, mode: pyfuse3.ModeT, ctx: pyfuse3.RequestContext) -> bool:
+        """Say yes: the kernel has checked the permissions itself (`default_permissions`)."""
+        await trio.lowlevel.checkpoint()
+        return True
+
+    async def forget(self, inode_list: Any) -> None:
+        """Do nothing: both inodes are there as long as the mount is."""
+        await trio.lowlevel.checkpoint()
+
+    create = refuse(errno.EPERM)
+    link = refuse(errno.EPERM)
+    mkdir = refuse(errno.EPERM)
+    mknod = refuse(errno.EPERM)
+    readlink = refuse(errno.EINVAL)
+    removexattr = refuse(errno.EPERM)
+    rename = refuse(errno.EPERM)
+    rmdir = refuse(errno.EPERM)
+    setxattr = refuse(errno.EPERM)
+    symlink = refuse(errno.EPERM)
+    unlink = refuse(errno.EPERM)

@@ -1,0 +1,37 @@
+"""How a volume is to be shown."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass, field
+
+
+@dataclass(frozen=True, slots=True)
+class MountOptions:
+    """Everything about a mount that is not about the volume."""
+
+    mountpoint: str
+    """Absolute path of a directory, or of a file that becomes the image."""
+    source: str
+    """What the mount table names as the source: the payload."""
+    name: str = "image"
+    """The file's name, in a mounted directory."""
+    direct_io: bool = False
+    """Pass every read and write on, without the kernel's page cache (`cache=none`)."""
+    workers: int = 8
+    """Requests that may wait for the payload at the same time, 1 or more."""
+    uid: int = field(default_factory=os.getuid)
+    gid: int = field(default_factory=os.getgid)
+    umask: int = 0o077
+    kernel_options: tuple[str, ...] = ()
+    """Passed to the kernel as they are: `allow_other`, …"""
+
+    @property
+    def on_file(self) -> bool:
+        """Whether the mountpoint is a file, which then is the image itself."""
+        return os.path.isfile(self.mountpoint)  # noqa: PTH113 - asked once, before it is mounted over
+
+    @property
+    def image(self) -> str:
+        """Path of the image, once mounted."""
+        return self.mountpoint if self.on_file else os.path.join(self.mountpoint, self.name)  # noqa: PTH118

@@ -1,0 +1,103 @@
+"""
+How much work a new keyslot's KDF is to take, by measuring this machine.
+
+The bounds are cryptsetup's (lib/utils_pbkdf.c and crypt_pbkdf_get_limits): Argon2 with at most 1 GiB by default,
+never more than half of the RAM, 4 threads, at least 4 passes; PBKDF2 with at least 1000 iterations.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+from dataclasses import dataclass
+
+from lukshdrfs.errors import UsageError
+from lukshdrfs.luks.kdf import KdfLimits, derive
+from lukshdrfs.luks.luks2_json import SALT_SIZE
+from lukshdrfs.luks.model import Kdf
+from lukshdrfs.secret import SecretBytes
+
+DEFAULT_MEMORY_KIB = 1024 * 1024
+MIN_MEMORY_KIB = 32
+MIN_PASSES = 4
+MAX_LANES = 4
+MIN_ITERATIONS = 1000
+
+_CEILING = KdfLimits()
+_TRIAL_MEMORY_KIB = 64 * 1024
+_TRIAL_ITERATIONS = 200_000
+_KEY_SIZE = 64
+
+
+@dataclass(frozen=True, slots=True)
+class KdfWish:
+    """What the user asks of the KDF; None is left to us."""
+
+    type: str = "argon2id"
+    time_ms: int = 2000
+    """How long unlocking is to take on this machine, in milliseconds."""
+    memory_kib: int | None = None
+    lanes: int | None = None
+    iterations: int | None = None
+    """Forced passes or iterations: nothing is measured."""
+    hash: str = "sha256"
+    """PBKDF2 only."""
+
+
+def choose_kdf(wish: KdfWish) -> Kdf:
+    """Return a KDF with a new salt and the cost that is wished for. Raises UsageError for one that cannot be."""
+    if wish.time_ms <= 0:
+        raise UsageError("--iter-time must be more than 0 milliseconds")
+    if wish.type == "pbkdf2":
+        return _choose_pbkdf2(wish)
+    if wish.type in ("argon2i", "argon2id"):
+        return _choose_argon2(wish)
+    raise UsageError(f"--pbkdf {wish.type}: expected argon2id, argon2i or pbkdf2")
+
+
+def _choose_pbkdf2(wish: KdfWish) -> Kdf:
+    if wish.memory_kib is not None or wish.lanes is not None:
+        raise UsageError("--pbkdf-memory and --pbkdf-parallel are for argon2")
+    iterations = wish.iterations
+    if iterations is None:
+        trial = Kdf("pbkdf2", bytes(SALT_SIZE), _TRIAL_ITERATIONS, hash=wish.hash)
+        iterations = max(MIN_ITERATIONS, int(_TRIAL_ITERATIONS * wish.time_ms / _measure_ms(trial)))
+    if not MIN_ITERATIONS <= iterations <= _CEILING.iterations:
+        raise UsageError(f"{iterations} iterations: expected {MIN_ITERATIONS} to {_CEILING.iterations}")
+    return Kdf("pbkdf2", os.urandom(SALT_SIZE), iterations, hash=wish.hash)
+
+
+def _choose_argon2(wish: KdfWish) -> Kdf:
+    lanes = min(MAX_LANES, os.cpu_count() or 1) if wish.lanes is None else wish.lanes
+    memory = min(DEFAULT_MEMORY_KIB, _half_of_ram_kib()) if wish.memory_kib is None else wish.memory_kib
+    if not 1 <= lanes <= MAX_LANES:
+        raise UsageError(f"--pbkdf-parallel {lanes}: expected 1 to {MAX_LANES}")
+    if not max(MIN_MEMORY_KIB, 8 * lanes) <= memory <= _CEILING.memory_kib:
+        raise UsageError(f"--pbkdf-memory {memory}: expected {MIN_MEMORY_KIB} to {_CEILING.memory_kib} KiB")
+    passes = wish.iterations
+    if passes is None:
+        passes, memory = _argon2_cost(wish, memory, lanes)
+    if not MIN_PASSES <= passes <= _CEILING.work_kib // memory:
+        raise UsageError(f"{passes} passes: expected {MIN_PASSES} to {_CEILING.work_kib // memory}")
+    return Kdf(wish.type, os.urandom(SALT_SIZE), passes, memory_kib=memory, lanes=lanes)
+
+
+def _argon2_cost(wish: KdfWish, memory: int, lanes: int) -> tuple[int, int]:
+    """Return passes and memory (KiB): all the memory that the time allows with the fewest passes, then more passes."""
+    trial_memory = min(memory, _TRIAL_MEMORY_KIB)
+    trial = Kdf(wish.type, bytes(SALT_SIZE), MIN_PASSES, memory_kib=trial_memory, lanes=lanes)
+    work = trial_memory * MIN_PASSES * wish.time_ms / _measure_ms(trial)  # KiB times passes
+    if work >= memory * MIN_PASSES:
+        return int(work / memory), memory
+    return MIN_PASSES, max(trial_memory, int(work / MIN_PASSES))
+
+
+def _measure_ms(kdf: Kdf) -> float:
+    with SecretBytes.copy_of(b"a passphrase") as passphrase:
+        start = time.monotonic()
+        derive(kdf, passphrase, _KEY_SIZE).wipe()
+        return max(0.01, (time.monotonic() - start) * 1000)
+
+
+def _half_of_ram_kib() -> int:
+    return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") // 2048
