@@ -55,9 +55,7 @@ class Leftovers:
 
     def beyond(self, before: Leftovers) -> Leftovers:
         """Return what was not there before."""
-        return Leftovers(
-            self.loops - before.loops, self.mounts - before.mounts, self.daemons - before.daemons
-        )
+        return Leftovers(self.loops - before.loops, self.mounts - before.mounts, self.daemons - before.daemons)
 
     def clean_up(self) -> None:
         """Remove it, by force."""
@@ -77,9 +75,7 @@ class Leftovers:
 def _fail_on_leftovers(folder: Path, before: Leftovers) -> None:
     # a daemon that has been unmounted may still be flushing: that is no leak
     with contextlib.suppress(AssertionError):
-        wait_until(
-            lambda: not Leftovers.below(folder).beyond(before), "all is gone", timeout=PATIENCE_FOR_LEFTOVERS
-        )
+        wait_until(lambda: not Leftovers.below(folder).beyond(before), "all is gone", timeout=PATIENCE_FOR_LEFTOVERS)
     left = Leftovers.below(folder).beyond(before)
     if left:
         left.clean_up()

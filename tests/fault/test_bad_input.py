@@ -118,9 +118,7 @@ cases(
     4,
     {
         "key file missing": lambda it: it.files.key_file.unlink(),
-        "key file a directory": steps(
-            lambda it: it.files.key_file.unlink(), lambda it: it.files.key_file.mkdir()
-        ),
+        "key file a directory": steps(lambda it: it.files.key_file.unlink(), lambda it: it.files.key_file.mkdir()),
     },
 )
 
@@ -188,9 +186,7 @@ def keyslot_area(**changes: object) -> Spoil:
 
 
 def required(*names: str) -> Spoil:
-    return lambda it: it.edit_header(
-        lambda found: found["config"].update(requirements={"mandatory": [*names]})
-    )
+    return lambda it: it.edit_header(lambda found: found["config"].update(requirements={"mandatory": [*names]}))
 
 
 cases(

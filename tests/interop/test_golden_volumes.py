@@ -29,9 +29,7 @@ OPENED = sorted(name for name, volume in VOLUMES.items() if volume.expect == "op
 BROKEN = {"luks2-unknown-requirement": 4, "luks1-keyslot-damaged": 2, "luks1-version-3": 4}
 """Volumes that no key may open, with our exit code."""
 
-UNBOUND_KEYS = [
-    (name, index) for name in OPENED for index, key in enumerate(VOLUMES[name].keys) if key.unbound
-]
+UNBOUND_KEYS = [(name, index) for name in OPENED for index, key in enumerate(VOLUMES[name].keys) if key.unbound]
 
 
 class Unpacked:
@@ -70,9 +68,7 @@ def test_opens_as_in_kernel(name: str, tmp_path: Path) -> None:
 
     assert keys
     for key in keys:
-        with package.open_volume(
-            files.payload, header=files.header, passphrase=key.secret, read_only=True
-        ) as opened:
+        with package.open_volume(files.payload, header=files.header, passphrase=key.secret, read_only=True) as opened:
             assert opened.size == volume.volume_size
             data = bytes(opened.pread(volume.plaintext_size, offset=0))
         assert hashlib.sha256(data).hexdigest() == volume.plaintext_sha256
@@ -127,9 +123,7 @@ def test_unbound_keyslot_opens_nothing(name: str, index: int, tmp_path: Path) ->
     volume = VOLUMES[name]
     files = Unpacked(volume, tmp_path)
 
-    done = lukshdrfs(
-        "mount", "--key-file", volume.keys[index].path, *files.header_option, files.payload, tmp_path
-    )
+    done = lukshdrfs("mount", "--key-file", volume.keys[index].path, *files.header_option, files.payload, tmp_path)
     with pytest.raises(package.LukshdrfsError) as caught:
         package.open_volume(files.payload, header=files.header, passphrase=volume.keys[index].secret)
     assert caught.value.exit_code == 1
@@ -178,9 +172,7 @@ def test_mounted_as_in_kernel(name: str, tmp_path: Path) -> None:
     assert files.unchanged
 
 
-@pytest.mark.parametrize(
-    "name", ["luks1-aes-cbc-essiv-128", "luks2-aes-xts-256-s1024", "luks2-serpent-xts-256"]
-)
+@pytest.mark.parametrize("name", ["luks1-aes-cbc-essiv-128", "luks2-aes-xts-256-s1024", "luks2-serpent-xts-256"])
 def test_rewriting_same_plaintext_changes_nothing(name: str, tmp_path: Path) -> None:
     """Encryption is the exact inverse: the kernel's plaintext written over itself gives the kernel's ciphertext."""
     volume = VOLUMES[name]

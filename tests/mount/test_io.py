@@ -25,9 +25,7 @@ PAGE = 4096
 
 def plaintext(files: LuksFiles) -> bytes:
     """Return the plaintext, without the mount."""
-    with package.open_volume(
-        files.payload, header=files.header, passphrase=files.secret, read_only=True
-    ) as volume:
+    with package.open_volume(files.payload, header=files.header, passphrase=files.secret, read_only=True) as volume:
         return bytes(volume.pread(volume.size, offset=0))
 
 

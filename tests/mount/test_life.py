@@ -64,9 +64,7 @@ def ended(mountpoint: Path, pid: int) -> bool:
 def test_short_form(volume: LuksFiles, mountpoint: Path) -> None:
     """`lukshdrfs PAYLOAD MOUNTPOINT -o …` mounts, as sshfs would, and several -o add up."""
     first, second = options(volume).split(",")
-    done = lukshdrfs(
-        volume.payload, mountpoint, "-o", first, "-o", f"{second},noauto,nofail,x-systemd.automount"
-    )
+    done = lukshdrfs(volume.payload, mountpoint, "-o", first, "-o", f"{second},noauto,nofail,x-systemd.automount")
 
     assert done.returncode == 0, done.stderr
     assert (mountpoint / "image").stat().st_size == volume.payload.stat().st_size
@@ -77,9 +75,7 @@ def test_short_form(volume: LuksFiles, mountpoint: Path) -> None:
 
 def test_mount_helper(volume: LuksFiles, mountpoint: Path) -> None:
     """mount(8) calls `mount.lukshdrfs` with `-o rw,…`; its read-only form makes a read-only mount."""
-    done = lukshdrfs(
-        volume.payload, mountpoint, "-o", f"ro,{options(volume)},dev,suid", command=[MOUNT_HELPER]
-    )
+    done = lukshdrfs(volume.payload, mountpoint, "-o", f"ro,{options(volume)},dev,suid", command=[MOUNT_HELPER])
 
     assert done.returncode == 0, done.stderr
     assert "ro" in next(entry for entry in mount_table() if entry.mountpoint == mountpoint).options
@@ -135,14 +131,10 @@ def test_file_as_mountpoint(volume: LuksFiles, tmp_path: Path) -> None:
 
 def test_starts_without_terminal_and_releases_callers_files(volume: LuksFiles, mountpoint: Path) -> None:
     """The daemon has a session of its own, and nothing of its caller's is held open."""
-    with Mounted(
-        volume.payload, header=volume.header, key_file=volume.key_file, mountpoint=mountpoint
-    ) as mount:
+    with Mounted(volume.payload, header=volume.header, key_file=volume.key_file, mountpoint=mountpoint) as mount:
         assert os.getsid(mount.pid) != os.getsid(0)
         if os.geteuid() == 0:
-            targets = {
-                os.readlink(entry) for entry in Path(f"/proc/{mount.pid}/fd").iterdir() if entry.is_symlink()
-            }
+            targets = {os.readlink(entry) for entry in Path(f"/proc/{mount.pid}/fd").iterdir() if entry.is_symlink()}
             assert not {target for target in targets if target.startswith("pipe:")} & {
                 os.readlink(entry) for entry in Path("/proc/self/fd").iterdir() if entry.is_symlink()
             }
@@ -152,9 +144,7 @@ def test_starts_without_terminal_and_releases_callers_files(volume: LuksFiles, m
 
 def test_ready_when_command_returns(volume: LuksFiles, mountpoint: Path) -> None:
     """The image can be read the moment the command has returned, and the payload is free when `unmount` has."""
-    script = (
-        'set -e; "$0" mount --header "$1" --key-file "$2" "$3" "$4"; test -r "$4/image"; "$0" unmount "$4"'
-    )
+    script = 'set -e; "$0" mount --header "$1" --key-file "$2" "$3" "$4"; test -r "$4/image"; "$0" unmount "$4"'
     for _ in range(20):
         done = subprocess.run(
             ["sh", "-c", script, LUKSHDRFS, volume.header, volume.key_file, volume.payload, mountpoint],
@@ -223,9 +213,7 @@ def test_hangup_leaves_daemon_alone(mounted: Mounted) -> None:
 
 @pytest.mark.parametrize("flag", ["--foreground", "-f"])
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM], ids=["SIGINT", "SIGTERM"])
-def test_foreground_ends_with_success(
-    flag: str, number: signal.Signals, volume: LuksFiles, mountpoint: Path
-) -> None:
+def test_foreground_ends_with_success(flag: str, number: signal.Signals, volume: LuksFiles, mountpoint: Path) -> None:
     """In the foreground the program serves until a signal, and then ends with status 0."""
     arguments = ["mount", flag, *opening(volume, mountpoint)]
     with foreground(*arguments, mountpoint=mountpoint) as process:
@@ -240,9 +228,7 @@ def test_foreground_ends_with_success(
 
 def test_foreground_ends_when_unmounted(volume: LuksFiles, mountpoint: Path) -> None:
     """`fusermount3 -u` ends a program in the foreground too, in the short form as well."""
-    with foreground(
-        volume.payload, mountpoint, "-o", options(volume), "-f", mountpoint=mountpoint
-    ) as process:
+    with foreground(volume.payload, mountpoint, "-o", options(volume), "-f", mountpoint=mountpoint) as process:
         wait_until((mountpoint / "image").exists, "the image appears")
         fusermount(mountpoint)
         assert process.wait(20) == 0
@@ -319,16 +305,15 @@ def test_lazy_unmount_serves_who_is_left(mounted: Mounted) -> None:
 
 @pytest.mark.needs("mount")
 def test_mount_program_finds_helper(volume: LuksFiles, mountpoint: Path) -> None:
-    """`mount -t fuse.lukshdrfs`, as fstab has it, mounts with the program on PATH."""
+    """mount(8) starts the program through fuse3's helper, as for a line of fstab."""
     if os.geteuid() != 0:
         pytest.skip("only root may mount")
     helper = Path("/sbin/mount.fuse3")
     if not helper.exists():
         pytest.skip(f"{helper} is missing: apt-get install fuse3")
-    path = f"{LUKSHDRFS.parent}{os.pathsep}{os.environ['PATH']}"
+    # mount(8) looks for programs on a PATH of its own, so it is named in full here
     done = subprocess.run(
-        [program("mount"), "-t", "fuse.lukshdrfs", "-o", options(volume), volume.payload, mountpoint],
-        env={**os.environ, "PATH": path},
+        [program("mount"), "-t", "fuse3", "-o", options(volume), f"{LUKSHDRFS}#{volume.payload}", mountpoint],
         stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=60, check=False,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr

@@ -81,9 +81,7 @@ SOURCES: dict[str, tuple[list[str], bytes | None, bytes | None, int]] = {
 def test_source_of_secret(source: str, typed: LuksFiles, mountpoint: Path, tmp_path: Path) -> None:
     """Every source gives exactly the bytes that cryptsetup would take from it."""
     words, stdin, content, code = SOURCES[source]
-    arguments: list[Argument] = [
-        file_with(tmp_path, content or b"") if word == "FILE" else word for word in words
-    ]
+    arguments: list[Argument] = [file_with(tmp_path, content or b"") if word == "FILE" else word for word in words]
 
     done = lukshdrfs("mount", "--header", typed.header, *arguments, typed.payload, mountpoint, stdin=stdin)
     assert done.returncode == code, done.stderr

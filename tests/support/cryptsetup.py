@@ -74,9 +74,7 @@ def cryptsetup(*arguments: str | Path, stdin: bytes = b"") -> bytes:
 
 def make_header(files: LuksFiles, layout: Format) -> None:
     """Make a header; the payload stays as it is."""
-    cryptsetup(
-        "luksFormat", *layout.options, "--key-file", files.key_file, "--header", files.header, files.payload
-    )
+    cryptsetup("luksFormat", *layout.options, "--key-file", files.key_file, "--header", files.header, files.payload)
 
 
 def encrypt(files: LuksFiles, layout: Format) -> None:

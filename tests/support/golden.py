@@ -65,9 +65,7 @@ def _volume(entry: dict[str, Any]) -> GoldenVolume:
         name=entry["name"],
         expect=entry["expect"],
         optional=entry["optional"],
-        keys=tuple(
-            GoldenKey(DATA / key["file"], key["opens"], key.get("unbound", False)) for key in entry["keys"]
-        ),
+        keys=tuple(GoldenKey(DATA / key["file"], key["opens"], key.get("unbound", False)) for key in entry["keys"]),
         volume_size=entry.get("volume_size") or 0,
         plaintext_seed=plain.get("seed", ""),
         plaintext_size=plain.get("size", 0),

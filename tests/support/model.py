@@ -10,9 +10,7 @@ def scattered_writes(rng: random.Random, size: int, count: int = 60) -> list[tup
     """Return writes inside `size` bytes: within one sector, over many, and at sectors' very edges."""
     writes = []
     for _ in range(count):
-        length = min(
-            size, rng.choice([1, 7, 511, 512, 513, 4095, 4096, 4097, 20000, rng.randrange(1, 70000)])
-        )
+        length = min(size, rng.choice([1, 7, 511, 512, 513, 4095, 4096, 4097, 20000, rng.randrange(1, 70000)]))
         offset = rng.randrange(size - length + 1)
         if rng.random() < 0.3:
             offset -= offset % 4096

@@ -62,9 +62,7 @@ def mount_table() -> list[MountEntry]:
         fields, (kind, source, _) = before.split(), after.split(maxsplit=2)
         options = frozenset(fields[5].split(","))
         # the kernel writes blanks and backslashes in octal
-        where = (
-            fields[4].encode("latin-1").decode("unicode_escape").encode("latin-1").decode(errors="replace")
-        )
+        where = fields[4].encode("latin-1").decode("unicode_escape").encode("latin-1").decode(errors="replace")
         entries.append(MountEntry(Path(where), kind, source, options))
     return entries
 

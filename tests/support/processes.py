@@ -46,6 +46,5 @@ def daemons(folder: Path) -> dict[int, list[str]]:
     return {
         pid: words
         for pid, words in commands().items()
-        if any("lukshdrfs" in Path(word).name for word in words[:3])
-        and any(str(folder) in word for word in words)
+        if any("lukshdrfs" in Path(word).name for word in words[:3]) and any(str(folder) in word for word in words)
     }

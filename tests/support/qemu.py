@@ -26,8 +26,7 @@ def attached(image: Path) -> str:
 def detached(header: Path, payload: Path) -> str:
     """Return the image options of a LUKS image with its header elsewhere (QEMU 9 and newer)."""
     return (
-        f"driver=luks,key-secret=s,header.driver=file,header.filename={header},"
-        f"file.driver=file,file.filename={payload}"
+        f"driver=luks,key-secret=s,header.driver=file,header.filename={header},file.driver=file,file.filename={payload}"
     )
 
 
@@ -56,6 +55,7 @@ class Machine:
     """A QEMU without a guest: its drives are used through the monitor."""
 
     def __init__(self, *options: str) -> None:
+        self.said = ""
         self._process = subprocess.Popen(
             [
                 program("qemu-system-x86_64"), "-machine", "none", "-accel", "tcg", "-nodefaults",
@@ -89,6 +89,9 @@ class Machine:
         stdin.write(json.dumps({"execute": command, "arguments": arguments}) + "\n")
         stdin.flush()
         for line in self._pipe(self._process.stdout):
+            if not line.startswith("{"):  # qemu-io's own words go to the same place
+                self.said += line
+                continue
             answer = json.loads(line)
             if "event" not in answer:
                 assert "return" in answer, answer
@@ -97,4 +100,6 @@ class Machine:
 
     def drive(self, name: str, command: str) -> str:
         """Run one of qemu-io's commands on a drive and return what it says."""
-        return str(self.execute("human-monitor-command", **{"command-line": f'qemu-io {name} "{command}"'}))
+        self.said = ""
+        answer = self.execute("human-monitor-command", **{"command-line": f'qemu-io {name} "{command}"'})
+        return f"{self.said}{answer}"

@@ -71,18 +71,14 @@ def missing(need: str) -> Missing | None:
         return None if os.geteuid() == 0 else Missing("root is needed: run the tests as root")
     if need == "fuse":
         if not os.access("/dev/fuse", os.R_OK | os.W_OK):
-            return Missing(
-                "/dev/fuse is missing or closed to us: load the module fuse, or pass the device in"
-            )
+            return Missing("/dev/fuse is missing or closed to us: load the module fuse, or pass the device in")
         return missing("fusermount3")
     if need == "loop":
         if os.geteuid() != 0 or not os.access("/dev/loop-control", os.R_OK | os.W_OK):
             return Missing("loop devices are missing: run as root where /dev/loop-control is")
         return missing("losetup")
     if need == "dmcrypt-vm":
-        return _outside(
-            "LUKSHDRFS_DMCRYPT_VM", "the path of a program that runs commands beside a kernel's dm-crypt"
-        )
+        return _outside("LUKSHDRFS_DMCRYPT_VM", "the path of a program that runs commands beside a kernel's dm-crypt")
     if need == "qemu10":
         return _outside("LUKSHDRFS_QEMU10", "the bin/ directory of QEMU 9 or newer")
     if shutil.which(need, path=SYSTEM_PATH) is None:
