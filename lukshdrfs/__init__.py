@@ -7,7 +7,7 @@ Unlock a LUKS volume whose header lives apart from its data, without root.
 `lukshdrfs mount` on the command line shows the same volume as a file.
 """
 
-from lukshdrfs._version import VERSION as __version__
+from lukshdrfs._version import VERSION as __version__  # noqa: N811 - the name that packages have
 from lukshdrfs.errors import (
     DeviceError,
     HeaderError,

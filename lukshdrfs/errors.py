@@ -89,7 +89,7 @@ class KeyslotError(HeaderError):
     """One keyslot is damaged. The header's other keyslots may still open the volume."""
 
 
-class UnsupportedFeature(HeaderError):
+class UnsupportedFeature(HeaderError):  # noqa: N818 - says what it is
     """The header is sound, but it asks for something that is not implemented here."""
 
 

@@ -1,5 +1,4 @@
-"""What `build_sector_cipher.py` makes."""
-
+# What build_sector_cipher.py makes.
 from typing import Any
 
 ffi: Any

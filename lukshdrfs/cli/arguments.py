@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import argparse
-from typing import NoReturn
+from typing import Any, NoReturn, TypeAlias
 
 from lukshdrfs.cli.secrets import SecretSource
 from lukshdrfs.errors import UsageError
@@ -15,9 +15,16 @@ _UNITS = {"": 1, "K": 1 << 10, "M": 1 << 20, "G": 1 << 30, "T": 1 << 40}
 class Parser(argparse.ArgumentParser):
     """Ends with a UsageError: argparse's own exit status 2 would mean a wrong passphrase."""
 
+    def __init__(self, **options: Any) -> None:
+        """Take argparse's options; abbreviated ones are not recognised, so that new ones can be added."""
+        super().__init__(**{"allow_abbrev": False, **options})
+
     def error(self, message: str) -> NoReturn:
         """Refuse the command line in one line."""
         raise UsageError(f"{message}; see '{self.prog} --help'")
+
+
+Subparsers: TypeAlias = "argparse._SubParsersAction[Parser]"  # noqa: SLF001 - argparse has no public name for it
 
 
 def number(text: str) -> int:
@@ -35,7 +42,7 @@ def size(text: str) -> int:
     return number(digits) * _UNITS[unit]
 
 
-def add_header(parser: argparse.ArgumentParser) -> None:
+def add_header(parser: Parser) -> None:
     """Add the options that say which header is meant."""
     parser.add_argument(
         "--header",
@@ -47,7 +54,7 @@ def add_header(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--header-uuid", metavar="UUID", default="", help="refuse any volume but this")
 
 
-def add_secrets(parser: argparse.ArgumentParser) -> None:
+def add_secrets(parser: Parser) -> None:
     """Add the options that say where the secret is."""
     parser.add_argument("-d", "--key-file", metavar="SRC", help="all of a file's bytes are the key; path, fd:N, -")
     parser.add_argument("--keyfile-offset", type=number, default=0, metavar="BYTES", help="skip these")

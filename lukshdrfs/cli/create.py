@@ -7,7 +7,6 @@ import logging
 import os
 import secrets
 import stat
-import subprocess
 import sys
 import tempfile
 import uuid
@@ -16,22 +15,21 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from lukshdrfs.cipher import CipherSpec
-from lukshdrfs.cli.arguments import add_secrets, number, secret_source, size
+from lukshdrfs.cli.arguments import Subparsers, add_secrets, number, secret_source, size
 from lukshdrfs.cli.secrets import ask_twice
 from lukshdrfs.errors import DeviceError, InUse, PayloadError, UsageError
 from lukshdrfs.luks.kdf_cost import KdfWish, choose_kdf
 from lukshdrfs.luks.luks2_format import Luks2Format, format_luks2
-from lukshdrfs.payload import FilePayload
+from lukshdrfs.payload import FilePayload, known_signature
 from lukshdrfs.secret import SecretBytes
 from lukshdrfs.sectors import SECTOR_SIZES
 
 log = logging.getLogger(__name__)
 
 WIPE_STEP = 4 * 1024 * 1024
-BLKID_FOUND_NOTHING = 2  # blkid(8), "EXIT STATUS"
 
 
-def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+def add_parser(subparsers: Subparsers) -> None:
     """Add the command."""
     parser = subparsers.add_parser("create", help="make a new volume with a detached header")
     parser.add_argument("payload", metavar="PAYLOAD")
@@ -171,22 +169,11 @@ def _create_payload(name: str, size_: int | None) -> None:
 
 
 def _refuse_known_data(name: str, *, force: bool) -> None:
-    """Ask libblkid, by its program, what is on an existing payload."""
     if not stat.S_ISREG(mode := os.stat(name).st_mode) and not stat.S_ISBLK(mode):  # noqa: PTH116
         return  # opening it says what is wrong
-    try:
-        probe = subprocess.run(
-            ["blkid", "--probe", "--output", "export", "--", name],
-            capture_output=True,
-            text=True,
-            check=False,
-        )
-    except FileNotFoundError:
-        raise DeviceError("blkid is not installed, by which existing data is recognised; install util-linux") from None
-    if probe.returncode == BLKID_FOUND_NOTHING:
+    found = known_signature(name)
+    if not found:
         return
-    fields = dict(line.split("=", 1) for line in probe.stdout.splitlines() if "=" in line)
-    found = fields.get("TYPE") or fields.get("PTTYPE") or "data of more than one kind"
     if not force:
         raise DeviceError(f"payload {name} holds data ({found}); --force makes it unreadable")
     log.warning("payload %s: its data (%s) will be unreadable", name, found)

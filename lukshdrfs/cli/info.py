@@ -9,14 +9,14 @@ import stat
 import sys
 from typing import Any
 
-from lukshdrfs.cli.arguments import add_header, pin
+from lukshdrfs.cli.arguments import Subparsers, add_header, pin
 from lukshdrfs.cli.logs import printable
 from lukshdrfs.errors import DeviceError, UsageError
 from lukshdrfs.luks import Digest, Header, Kdf, Keyslot, Segment
 from lukshdrfs.volume import read_header
 
 
-def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+def add_parser(subparsers: Subparsers) -> None:
     """Add the command."""
     parser = subparsers.add_parser("info", help="show what a header says")
     parser.add_argument("payload", nargs="?", metavar="PAYLOAD", help="or the header itself")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 import os
 import sys
 
@@ -25,20 +24,12 @@ def build_parser() -> Parser:
         epilog="Short form, as mount(8) calls it: lukshdrfs PAYLOAD MOUNTPOINT [-o OPT,...] [-f]",
     )
     parser.add_argument("-V", "--version", action="version", version=f"lukshdrfs {VERSION}")
-    verbosity = argparse.ArgumentParser(add_help=False)
-    verbosity.add_argument("-v", "--verbose", action="count", default=0, help="log more; twice for everything")
-    verbosity.add_argument("-q", "--quiet", action="store_true", help="log errors only")
-    subparsers = parser.add_subparsers(metavar="COMMAND", required=True)
-
-    class Adder:
-        """Gives every command the options that all have."""
-
-        @staticmethod
-        def add_parser(name: str, **options: str) -> argparse.ArgumentParser:
-            return subparsers.add_parser(name, parents=[verbosity], allow_abbrev=False, **options)
-
+    subparsers = parser.add_subparsers(metavar="COMMAND", required=True, parser_class=Parser)
     for command in COMMANDS.values():
-        command.add_parser(Adder)  # type: ignore[arg-type]
+        command.add_parser(subparsers)
+    for command_parser in subparsers.choices.values():
+        command_parser.add_argument("-v", "--verbose", action="count", default=0, help="log more; twice for everything")
+        command_parser.add_argument("-q", "--quiet", action="store_true", help="log errors only")
     return parser
 
 

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from typing import NoReturn
 
 from lukshdrfs.cli import logs
-from lukshdrfs.cli.arguments import add_header, add_secrets, number, pin, secret_source, size
+from lukshdrfs.cli.arguments import Subparsers, add_header, add_secrets, number, pin, secret_source, size
 from lukshdrfs.cli.mount_options import apply_options
 from lukshdrfs.cli.secrets import SecretSource
 from lukshdrfs.errors import HeaderError, LukshdrfsError, UsageError, WrongKey
@@ -28,7 +28,7 @@ DATA_PATHS = ("auto", "native", "python")
 MAX_WORKERS = 1024
 
 
-def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+def add_parser(subparsers: Subparsers) -> None:
     """Add the command."""
     parser = subparsers.add_parser("mount", help="unlock a volume and show it as a file")
     parser.add_argument("payload", metavar="PAYLOAD")
@@ -144,7 +144,7 @@ def _unlock_first(request: _Request) -> Volume:
 
 def _unlock(request: _Request, header_name: str | None) -> Volume:
     arguments = request.arguments
-    header = read_header(header_name or arguments.payload, pin(arguments))
+    header = read_header(header_name or arguments.payload, pin(arguments), salvage=True)
     locked = lock_volume(
         arguments.payload,
         header,
@@ -211,11 +211,11 @@ def _show_next_steps(request: _Request) -> None:
     image = request.options.image
     sector_size = os.getxattr(image, "user.lukshdrfs.sector_size").decode() if os.path.exists(image) else "512"  # noqa: PTH110
     quoted, mountpoint = shlex.quote(image), shlex.quote(request.options.mountpoint)
-    read_only = request.arguments.read_only
+    losetup, qemu = (" --read-only", ",readonly=on") if request.arguments.read_only else ("", "")
     lines = [
         f"{image} is the volume's plaintext. To go on, for instance:",
-        f"  losetup --find --show --sector-size {sector_size}{' --read-only' if read_only else ''} {quoted}",
-        f"  qemu-system-x86_64 -drive file={quoted},format=raw,if=virtio,cache=none{',readonly=on' if read_only else ''}",
+        f"  losetup --find --show --sector-size {sector_size}{losetup} {quoted}",
+        f"  qemu-system-x86_64 -drive file={quoted},format=raw,if=virtio,cache=none{qemu}",
         f"To undo it: lukshdrfs unmount {mountpoint}",
     ]
     sys.stdout.write("\n".join(lines) + "\n")

@@ -43,9 +43,7 @@ class SecretSource:
         return not (self.key_file or self.passphrase_file or self.volume_key_file) and sys.stdin.isatty()
 
     def read(self, prompt: str) -> SecretBytes:
-        """
-        Return the secret. Raises DeviceError if a file cannot be read, UsageError if it has the wrong size.
-        """
+        """Return the secret. Raises DeviceError if a file cannot be read, UsageError if it has the wrong size."""
         if self.volume_key_file:
             return _read_file(self.volume_key_file, 0, None, "volume key file")
         if self.key_file:

@@ -7,13 +7,14 @@ import errno
 import os
 import select
 
+from lukshdrfs.cli.arguments import Subparsers
 from lukshdrfs.errors import DeviceError, InUse
 from lukshdrfs.fuse import FILE_SYSTEM_TYPE, detach, find_mount
 
 PATIENCE_S = 120.0
 
 
-def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+def add_parser(subparsers: Subparsers) -> None:
     """Add the command."""
     parser = subparsers.add_parser("unmount", help="unmount and wait until everything is written")
     parser.add_argument("mountpoint", metavar="MOUNTPOINT")

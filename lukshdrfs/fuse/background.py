@@ -26,7 +26,8 @@ def run_in_background(
     Run `work` in a child process; return 0 as soon as it calls the function that it is given, and `verify` passes.
 
     Of the descriptors that are open here, the child has the three standard ones and those in `keep`: a daemon must
-    not hold its caller's files and locks. If it ends before it is ready, return its exit status. If `verify` raises, the child is ended and the error goes on.
+    not hold its caller's files and locks. If it ends before it is ready, return its exit status. If `verify` raises,
+    the child is ended and the error goes on.
     """
     receiver, sender = os.pipe()
     sys.stdout.flush()

@@ -188,7 +188,7 @@ class ImageFileSystem(pyfuse3.Operations):
         return count
 
     @answers_errno
-    async def fsync(self, fh: pyfuse3.FileHandleT, datasync: bool) -> None:  # noqa: FBT001 - pyfuse3's signature
+    async def fsync(self, fh: pyfuse3.FileHandleT, datasync: bool) -> None:
         await self._in_thread(self._volume.flush)
 
     @answers_errno
@@ -218,7 +218,7 @@ class ImageFileSystem(pyfuse3.Operations):
         await trio.lowlevel.checkpoint()
 
     @answers_errno
-    async def fsyncdir(self, fh: pyfuse3.FileHandleT, datasync: bool) -> None:  # noqa: FBT001 - pyfuse3's signature
+    async def fsyncdir(self, fh: pyfuse3.FileHandleT, datasync: bool) -> None:
         await trio.lowlevel.checkpoint()
 
     @answers_errno

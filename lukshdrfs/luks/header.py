@@ -39,12 +39,13 @@ def header_extent(prefix: bytes) -> int:
     return extent
 
 
-def parse_header(data: bytes, size: int | None = None) -> Header:
+def parse_header(data: bytes, size: int | None = None, *, salvage: bool = False) -> Header:
     """
     Parse the header that `data` starts with.
 
     `size` is that of the file or device it is from, in bytes; all of it is in `data` if it is left out.
+    With `salvage`, a LUKS1 header may lack keyslot areas that are not in use, which cryptsetup refuses.
     Raises HeaderError if there is no valid header.
     """
     size = len(data) if size is None else size
-    return parse_luks1(data, size) if _version(data) == 1 else parse_luks2(data, size)
+    return parse_luks1(data, size, salvage=salvage) if _version(data) == 1 else parse_luks2(data, size)

@@ -74,9 +74,11 @@ def _check_hash(name: str) -> None:
         raise HeaderError(f"LUKS1 header: hash {name!r} is too short")
 
 
-def parse_luks1(data: bytes, size: int) -> Header:
+def parse_luks1(data: bytes, size: int, *, salvage: bool = False) -> Header:
     """
     Parse a LUKS1 header from its first bytes; `size` is that of the file or device it is from.
+
+    With `salvage`, it may be cut off behind the last keyslot that is in use: what is missing holds no key.
 
     Raises HeaderError if it is not valid, or does not fit `size`.
     """
@@ -92,7 +94,7 @@ def parse_luks1(data: bytes, size: int) -> Header:
         raise HeaderError("LUKS1 header: the key has no bytes")
     used = [slot for slot in slots if slot.active != DISABLED]
     extent = _extent(slots, key_size)
-    if max(_extent(used, key_size), HEADER_SIZE) > size:
+    if max(_extent(used if salvage else slots, key_size), HEADER_SIZE) > size:
         raise HeaderError(f"the LUKS1 header is cut off: it needs {extent} bytes, there are {size}")
     encryption = f"{_text(cipher)}-{_text(mode)}"
     keyslots = tuple(
@@ -114,7 +116,6 @@ def parse_luks1(data: bytes, size: int) -> Header:
         digests=(Digest(0, "pbkdf2", tuple(slot.id for slot in keyslots), (0,), hash_name, iterations, salt, digest),),
         segments=(Segment(0, "crypt", payload_sectors * SECTOR, None, 0, encryption),),
         area=data[:extent],
-        # cryptsetup refuses this one; but what is missing holds no key, and people cut such headers by hand
         warnings=(f"unused keyslots are cut off: {size} of {extent} bytes are there",) if extent > size else (),
     )
 

@@ -11,6 +11,7 @@ from __future__ import annotations
 import json
 import re
 from dataclasses import dataclass
+from itertools import pairwise
 
 from lukshdrfs.errors import HeaderError
 from lukshdrfs.luks import strict_json as sj
@@ -193,10 +194,9 @@ def _check_segment_intervals(regular: list[Json]) -> None:
 
 def _check_overlap(intervals: list[_Interval], what: str) -> None:
     ordered = sorted(intervals, key=lambda interval: interval.offset)
-    for interval in ordered:
-        if interval.end > UINT64_MAX:
+    for before, after in pairwise(ordered):
+        if max(before.end, after.end) > UINT64_MAX:  # one alone may: whether a payload has it is seen later
             raise HeaderError(f"LUKS2 {what}: one ends past 2^64 bytes")
-    for before, after in zip(ordered, ordered[1:], strict=False):
         if after.offset < before.end or after.offset == before.offset:
             raise HeaderError(f"LUKS2 {what}: two overlap at byte {after.offset}")
 
@@ -245,7 +245,7 @@ def _check_config(metadata: Json, json_size: int) -> None:
         raise HeaderError(f"LUKS2 config: the keyslots area reaches past the data offset {data_offset}")
     sj.get_strings(config, "flags", "config", optional=True)
     compact = json.dumps(metadata, separators=(",", ":"), ensure_ascii=False)
-    if len(compact.encode("utf-8", "surrogateescape")) > json_size:
+    if len(compact.encode("utf-8", "replace")) > json_size:
         raise HeaderError("LUKS2 metadata do not fit the JSON area")
 
 

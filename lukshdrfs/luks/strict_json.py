@@ -22,6 +22,7 @@ UINT64_MAX = (1 << 64) - 1
 MAX_DEPTH = 32
 """Levels of values, the outermost one counted (json-c's JSON_TOKENER_DEFAULT_DEPTH)."""
 
+_LONGEST_INTEGER = 100
 _SPACE = " \t\n\v\f\r"
 _KINDS = {dict: "an object", list: "an array", str: "a string", int: "an integer"}
 
@@ -41,7 +42,7 @@ def load(area: bytes) -> Json:
         raise HeaderError("LUKS2 JSON area does not start with '{'")
     text = text_bytes.decode("utf-8", errors="surrogateescape")  # json-c takes any bytes in strings
     try:
-        value, end = json.JSONDecoder(strict=False).raw_decode(text)
+        value, end = json.JSONDecoder(strict=False, parse_int=_integer).raw_decode(text)
     except (ValueError, RecursionError) as error:
         raise HeaderError(f"LUKS2 JSON area cannot be parsed: {error}") from None
     if text[end:].strip(_SPACE):
@@ -49,6 +50,13 @@ def load(area: bytes) -> Json:
     _check_depth(value)
     assert isinstance(value, dict)
     return value
+
+
+def _integer(digits: str) -> int:
+    """Return a JSON integer; one that is far too large for any field stays that, at bounded cost."""
+    if len(digits) <= _LONGEST_INTEGER:
+        return int(digits)
+    return -(UINT64_MAX + 1) if digits.startswith("-") else UINT64_MAX + 1
 
 
 def _check_depth(value: Any) -> None:

@@ -146,7 +146,7 @@ def _refuse_unbound(
         except LukshdrfsError:
             continue
         raise NoUsableKeyslot(
-            f"no usable keyslot is available: the passphrase is that of keyslot {slot.id}, whose key is not the volume's"
+            f"no usable keyslot is available: the passphrase is that of keyslot {slot.id}, which holds another key"
         )
 
 

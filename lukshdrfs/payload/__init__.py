@@ -2,5 +2,6 @@
 
 from lukshdrfs.payload.base import Payload
 from lukshdrfs.payload.file import FilePayload
+from lukshdrfs.payload.signatures import known_signature
 
-__all__ = ["FilePayload", "Payload"]
+__all__ = ["FilePayload", "Payload", "known_signature"]

@@ -14,6 +14,7 @@ from dataclasses import dataclass, replace
 
 from lukshdrfs.errors import DeviceError, HeaderError, InUse
 from lukshdrfs.luks import MAX_EXTENT, PREFIX_SIZE, Header, header_extent, parse_header
+from lukshdrfs.payload import known_signature
 
 log = logging.getLogger(__name__)
 
@@ -42,11 +43,11 @@ class HeaderPin:
             raise HeaderError(f"header {name} is not the pinned one: its UUID is {header.uuid}")
 
 
-def read_header(source: str | os.PathLike[str], pin: HeaderPin | None = None) -> Header:
+def read_header(source: str | os.PathLike[str], pin: HeaderPin | None = None, *, salvage: bool = False) -> Header:
     """
     Read and parse a header; what could be worked around is in the log as warnings.
 
-    `source` is a path, `fd:N`, or `-` for standard input. Nothing is written, ever.
+    `source` is a path, `fd:N`, or `-` for standard input. Nothing is written, ever. `salvage` as in `parse_header`.
 
     Raises DeviceError if it cannot be read, InUse if somebody is editing it, HeaderError if it is not valid or
     not the pinned one.
@@ -61,13 +62,27 @@ def read_header(source: str | os.PathLike[str], pin: HeaderPin | None = None) ->
     if pin.sha256:
         pin.check_bytes(data, name)
     try:
-        header = parse_header(data, size)
+        header = parse_header(data, size, salvage=salvage)
+        if header.warnings and source_descriptor(name) is None:
+            _refuse_overwritten(name)
     except HeaderError as error:
         raise type(error)(f"header {name}: {error}") from None
     pin.check_uuid(header, name)
     for warning in header.warnings:
         log.warning("header %s: %s", name, warning)
     return header if len(header.area) == len(data) else replace(header, area=bytes(header.area))
+
+
+def _refuse_overwritten(name: str) -> None:
+    """
+    Raise HeaderError if a damaged header has something else's signature in it.
+
+    Somebody made another use of the place then, and what is left of the header is not the truth of today.
+    cryptsetup asks libblkid likewise (lib/luks2/luks2_disk_metadata.c, `detect_device_signatures`).
+    """
+    found = known_signature(name, ignore="crypto_LUKS")
+    if found:
+        raise HeaderError(f"it is damaged, and {found} is there too: it has been overwritten")
 
 
 def source_descriptor(name: str) -> int | None:

@@ -227,7 +227,7 @@ def open_volume(
     secret = volume_key if passphrase is None else passphrase
     if secret is None or (passphrase is not None and volume_key is not None):
         raise UsageError("open_volume() takes either a passphrase or a volume key")
-    parsed = read_header(payload if header is None else header, pin)
+    parsed = read_header(payload if header is None else header, pin, salvage=True)
     locked = lock_volume(
         payload,
         parsed,

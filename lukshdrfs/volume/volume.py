@@ -116,7 +116,7 @@ class Volume:
         if offset < 0:
             raise PayloadError(f"offset {offset} is negative", errno.EINVAL)
         view = memoryview(data)
-        if len(view) and offset >= self.size:
+        if view and offset >= self.size:
             raise PayloadError(f"write at byte {offset}: the volume ends at {self.size}", errno.ENOSPC)
         size = min(len(view), max(0, self.size - offset))
         for extent, first, last in self._pieces(offset, offset + size):
