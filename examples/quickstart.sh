@@ -1,14 +1,19 @@
 #!/usr/bin/env bash
 # The main job, for real: a volume whose header lies apart from its data, mounted as one plaintext file.
 #
-#   examples/quickstart.sh
+#   examples/quickstart.sh                set up what is missing, then do it
+#   examples/quickstart.sh --installed    do it with the lukshdrfs on PATH
 #
 # Works on a bare Debian or Ubuntu: what is missing is installed first (system packages with apt, everything of
 # Python into a private environment). Nothing is asked, and nothing is left behind but that.
 set -euo pipefail
 
 root=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
-PATH=$("$root/tests/setup.sh" run):$PATH:/usr/sbin:/sbin
+PATH=$PATH:/usr/sbin:/sbin
+if [[ ${1:-} != --installed ]]; then
+    bin=$("$root/tests/setup.sh" run)
+    PATH=$bin:$PATH
+fi
 
 say() { printf '\n# %s\n' "$*"; }
 show() {
@@ -51,7 +56,8 @@ show ls -l vault
 note='the treasure lies under the third palm tree'
 if may_loop_mount; then
     # A file system made for sectors of one size cannot be read in others, so the loop device gets the volume's own.
-    sector_size=$(getfattr --only-values -n user.lukshdrfs.sector_size vault/image 2>/dev/null || echo 4096)
+    sector_size=$(lukshdrfs info --json --header header.img |
+        python3 -c 'import json, sys; print(json.load(sys.stdin)["sector_size"])')
     attach() {
         loop=$(losetup --find --show --sector-size "$sector_size" vault/image)
         printf '$ losetup --find --show --sector-size %s vault/image\n%s\n' "$sector_size" "$loop"

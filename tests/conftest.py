@@ -12,7 +12,6 @@ from pathlib import Path
 
 import hypothesis
 import pytest
-
 from support import devices, mounts, processes
 from support.cryptsetup import XTS_4096, Format, LuksFiles, make_header
 from support.mounts import Mounted

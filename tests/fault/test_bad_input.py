@@ -242,7 +242,9 @@ cases(
         "payload shorter than a sector": lambda it: cut(it.files.payload, 4095),
         "payload a directory": steps(lambda it: it.files.payload.unlink(), lambda it: it.files.payload.mkdir()),
         "payload a pipe": steps(lambda it: it.files.payload.unlink(), lambda it: os.mkfifo(it.files.payload)),
-        "payload a character device": steps(lambda it: it.files.payload.unlink(), lambda it: it.files.payload.symlink_to("/dev/null")),
+        "payload a character device": steps(
+            lambda it: it.files.payload.unlink(), lambda it: it.files.payload.symlink_to("/dev/null")
+        ),
         "payload unreadable": steps(without_privilege, lambda it: it.files.payload.chmod(0)),
         "payload read-only": steps(without_privilege, lambda it: it.files.payload.chmod(0o400)),
         "header unreadable": steps(without_privilege, lambda it: it.files.header.chmod(0)),

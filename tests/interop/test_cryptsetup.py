@@ -120,7 +120,7 @@ def test_cryptsetup_takes_created_header(options: list[str], files: LuksFiles) -
 
 
 def test_volume_key_of_created_header_is_the_one_in_use(files: LuksFiles) -> None:
-    """The volume key that cryptsetup finds in our header opens the data: it makes another header for the same payload."""
+    """With the volume key that cryptsetup finds in our header it makes another one, which opens the same data."""
     files.payload.unlink()
     options = CREATED[0]
     done = lukshdrfs(

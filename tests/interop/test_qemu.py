@@ -37,7 +37,7 @@ def made_by_qemu(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPa
     plain = folder / "plain.img"
     plain.write_bytes(random.Random(10).randbytes(SIZE))
     options = f"key-secret=s,iter-time=10,{CIPHERS[request.param]}"
-    create = [
+    create: list[str | Path] = [
         program("qemu-img"), "create", "-q", "-f", "luks", *qemu.luks_secret(files.key_file),
         "-o", options, files.payload, str(SIZE),
     ]  # fmt: skip
@@ -191,9 +191,11 @@ def test_detached_header_made_by_qemu(tmp_path: Path) -> None:
     os.truncate(files.payload, SIZE)  # QEMU leaves the payload's size to its owner
     plain = random.Random(14).randbytes(SIZE)
 
-    with Mounted(files.payload, header=files.header, key_file=files.key_file) as mount:
-        with mount.image.open("r+b", buffering=0) as image:
-            assert os.pwrite(image.fileno(), plain, 0) == SIZE
+    with (
+        Mounted(files.payload, header=files.header, key_file=files.key_file) as mount,
+        mount.image.open("r+b", buffering=0) as image,
+    ):
+        assert os.pwrite(image.fileno(), plain, 0) == SIZE
     image_options = qemu.detached(files.header, files.payload)
     assert qemu_plaintext(files, image_options, qemu10("qemu-img")) == plain
 

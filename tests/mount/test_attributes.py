@@ -150,7 +150,10 @@ def test_refused_on_writable_mount(action: str, mounted: Mounted) -> None:
 @pytest.mark.parametrize("action", [*REFUSED, "write"])
 def test_refused_on_read_only_mount(action: str, volume: LuksFiles) -> None:
     """A read-only mount is a read-only file system, to every call."""
-    actions = {**REFUSED, "write": lambda image: os.open(image, os.O_RDWR)}
+    actions: dict[str, Callable[[Path], object]] = {
+        **REFUSED,
+        "write": lambda image: os.open(image, os.O_RDWR),
+    }
     before = volume.payload.read_bytes()
 
     with Mounted(volume.payload, "--read-only", header=volume.header, key_file=volume.key_file) as mount:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 import random
 import subprocess
@@ -38,7 +39,7 @@ def test_threads_share_sector_of_volume(volume: LuksFiles) -> None:
     """Threads that write pieces of one sector over and over find every piece as they wrote it last."""
     rng = random.Random(30)
     edges = [0, 1, 700, 2048, 3333, SECTOR]
-    pieces = list(zip(edges, edges[1:], strict=False))
+    pieces = list(itertools.pairwise(edges))
     with package.open_volume(volume.payload, header=volume.header, passphrase=volume.secret) as opened:
         for _ in range(ROUNDS):
             sector = rng.randrange(100) * SECTOR
@@ -65,7 +66,7 @@ def test_threads_share_border_sectors(volume: LuksFiles) -> None:
             def write(start: int, end: int, wanted: bytes = wanted) -> None:
                 opened.pwrite(wanted[start:end], offset=start)
 
-            together(*(lambda cut=cut: write(*cut) for cut in zip(cuts, cuts[1:], strict=False)))
+            together(*(lambda cut=cut: write(*cut) for cut in itertools.pairwise(cuts)))
             assert bytes(opened.pread(size, offset=0)) == wanted
 
 

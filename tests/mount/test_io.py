@@ -6,13 +6,17 @@ import errno
 import mmap
 import os
 import random
-from collections.abc import Iterator
+import re
+import subprocess
+from collections.abc import Callable, Iterator
+from pathlib import Path
 
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from support.cryptsetup import XTS_512, LuksFiles
 from support.mounts import Mounted
+from support.tools import program
 from support.volumes import MIB, MakeVolume
 
 import lukshdrfs as package
@@ -38,10 +42,12 @@ def test_data_outlive_mount(volume: LuksFiles) -> None:
     """What is written is there at the next mount, and the payload holds no trace of it."""
     data = b"attack at dawn! " * 4096
 
-    with Mounted(volume.payload, header=volume.header, key_file=volume.key_file) as mount:
-        with mount.image.open("r+b") as image:
-            image.seek(12345)
-            image.write(data)
+    with (
+        Mounted(volume.payload, header=volume.header, key_file=volume.key_file) as mount,
+        mount.image.open("r+b") as image,
+    ):
+        image.seek(12345)
+        image.write(data)
     with Mounted(volume.payload, header=volume.header, key_file=volume.key_file) as mount:
         assert mount.image.read_bytes()[12345 : 12345 + len(data)] == data
     assert b"attack at dawn" not in volume.payload.read_bytes()
@@ -130,6 +136,26 @@ def test_synced_data_are_in_payload(sync: str, mounted: Mounted, volume: LuksFil
         assert payload_is_on_storage(volume, 5001, data)
     finally:
         os.close(descriptor)
+
+
+@pytest.mark.root
+@pytest.mark.needs("strace")
+@pytest.mark.parametrize("sync", [os.fsync, os.fdatasync], ids=["fsync", "fdatasync"])
+def test_sync_reaches_storage(sync: Callable[[int], None], mounted: Mounted, tmp_path: Path) -> None:
+    """A sync of the image is answered only after a sync of the payload, which survives the machine's failure."""
+    trace = tmp_path / "trace"
+    options = ["-f", "-y", "-e", "trace=fsync,fdatasync", "-o", str(trace), "-p", str(mounted.pid)]
+    with mounted.image.open("r+b", buffering=0) as image:
+        with subprocess.Popen([program("strace"), *options], stderr=subprocess.PIPE) as tracer:
+            assert tracer.stderr is not None
+            while b"attached" not in tracer.stderr.readline():
+                assert tracer.poll() is None
+            image.write(b"x")
+            before = trace.read_text()
+            sync(image.fileno())
+            tracer.terminate()
+        synced = trace.read_text().removeprefix(before)
+    assert re.search(rf"f(data)?sync\(\d+<{re.escape(str(mounted.payload))}>\) += 0", synced), synced
 
 
 def test_close_brings_data_to_payload(mounted: Mounted, volume: LuksFiles) -> None:
