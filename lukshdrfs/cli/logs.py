@@ -19,8 +19,9 @@ def printable(text: str) -> str:
 
 class _OneLine(logging.Formatter):
     def format(self, record: logging.LogRecord) -> str:
-        """Return `lukshdrfs: level: message`; a traceback only for a bug."""
-        text = f"lukshdrfs: {record.levelname.lower()}: {printable(record.getMessage())}"
+        """Return `lukshdrfs: message`, with the level if it is no error; a traceback only for a bug."""
+        level = "" if record.levelno >= logging.ERROR else f"{record.levelname.lower()}: "
+        text = f"lukshdrfs: {level}{printable(record.getMessage())}"
         return f"{text}\n{self.formatException(record.exc_info)}" if record.exc_info else text
 
 

@@ -1,14 +1,13 @@
-"""The program's entry points, and the one place where an error becomes a line and an exit status."""
+"""The program's entry points."""
 
 from __future__ import annotations
 
-import os
 import sys
 
 from lukshdrfs._version import VERSION
 from lukshdrfs.cli import create, info, logs, mount, unmount
 from lukshdrfs.cli.arguments import Parser
-from lukshdrfs.errors import LukshdrfsError, OutOfMemory
+from lukshdrfs.cli.outcome import exit_status
 from lukshdrfs.secret import harden_process
 
 COMMANDS = {"mount": mount, "unmount": unmount, "create": create, "info": info}
@@ -48,21 +47,14 @@ def main(words: list[str] | None = None) -> int:
     """Run the program; return its exit status. `words` are the arguments without the program's name."""
     harden_process()
     logs.to_terminal(0)
-    try:
-        arguments = build_parser().parse_args(_expand_short_form(sys.argv[1:] if words is None else words))
-        logs.to_terminal(-1 if arguments.quiet else arguments.verbose)
-        return int(arguments.run(arguments))
-    except LukshdrfsError as error:
-        return _fail(str(error), error.exit_code)
-    except MemoryError:
-        return _fail("out of memory", OutOfMemory.exit_code)
-    except KeyboardInterrupt:
-        return _fail("interrupted", 1)
-    except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # Python would complain once more at its end
-        return 1
-    except OSError as error:
-        return _fail(f"{error.filename or 'system'}: {error.strerror}", 1)
+    given = sys.argv[1:] if words is None else words
+    return exit_status(lambda: _run(_expand_short_form(given)))
+
+
+def _run(words: list[str]) -> int:
+    arguments = build_parser().parse_args(words)
+    logs.to_terminal(-1 if arguments.quiet else arguments.verbose)
+    return int(arguments.run(arguments))
 
 
 def mount_helper(words: list[str] | None = None) -> int:
@@ -70,8 +62,3 @@ def mount_helper(words: list[str] | None = None) -> int:
     given = sys.argv[1:] if words is None else words
     # -s tolerates unknown options, -n keeps /etc/mtab as it is: neither means anything here
     return main(["mount", *(word for word in given if word not in ("-n", "-s"))])
-
-
-def _fail(message: str, status: int) -> int:
-    sys.stderr.write(f"lukshdrfs: {logs.printable(message)}\n")
-    return status

@@ -8,20 +8,26 @@ import os
 import shlex
 import signal
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from typing import NoReturn
+from typing import NoReturn, TypeVar
 
 from lukshdrfs.cli import logs
 from lukshdrfs.cli.arguments import Subparsers, add_header, add_secrets, number, pin, secret_source, size
 from lukshdrfs.cli.mount_options import apply_options
+from lukshdrfs.cli.outcome import exit_status
 from lukshdrfs.cli.secrets import SecretSource
-from lukshdrfs.errors import HeaderError, LukshdrfsError, UsageError, WrongKey
+from lukshdrfs.errors import LukshdrfsError, UsageError, WrongKey
 from lukshdrfs.fuse import MountOptions, check_fuse, check_mountpoint, run_in_background, serve
-from lukshdrfs.secret import lock_process_memory
+from lukshdrfs.luks import Header
+from lukshdrfs.payload import FilePayload
+from lukshdrfs.secret import SecretBytes, lock_process_memory
 from lukshdrfs.volume import LockedVolume, Volume, Window, lock_volume, read_header, source_descriptor
 
 log = logging.getLogger(__name__)
+
+T = TypeVar("T")
+R = TypeVar("R")
 
 CACHE_MODES = ("writeback", "writethrough", "none")
 DATA_PATHS = ("auto", "native", "python")
@@ -66,7 +72,7 @@ def run(arguments: argparse.Namespace) -> int:
     if arguments.foreground:
         return _unlock_and_serve(request, lambda: _show_next_steps(request))
     status = run_in_background(
-        lambda ready: _unlock_and_serve(request, lambda: _go_to_background(ready)),
+        lambda ready: exit_status(lambda: _unlock_and_serve(request, lambda: _go_to_background(ready))),
         verify=lambda: _read_first_block(request.options.image),
         keep=_given_descriptors(request),
     )
@@ -115,7 +121,7 @@ def _check(arguments: argparse.Namespace) -> _Request:
 
 
 def _unlock_and_serve(request: _Request, ready: Callable[[], None]) -> int:
-    volume = _unlock_first(request)
+    volume = _unlock(request)
     try:
         _close_given(request)
         if not lock_process_memory():
@@ -131,50 +137,68 @@ def _go_to_background(ready: Callable[[], None]) -> None:
     logs.to_syslog()
 
 
-def _unlock_first(request: _Request) -> Volume:
-    """Return the volume that the first working header opens; say what was wrong with those before it."""
-    headers: list[str | None] = [*(request.arguments.header or [])] or [None]
-    for header in headers[:-1]:
-        try:
-            return _unlock(request, header)
-        except (LukshdrfsError, OSError) as error:
-            log.warning("%s; trying the next header", error)
-    return _unlock(request, headers[-1])
-
-
-def _unlock(request: _Request, header_name: str | None) -> Volume:
+def _unlock(request: _Request) -> Volume:
+    """Return the volume that the first working header opens; say what was wrong with the others."""
     arguments = request.arguments
-    header = read_header(header_name or arguments.payload, pin(arguments), salvage=True)
-    locked = lock_volume(
-        arguments.payload,
-        header,
-        header_name=header_name,
-        read_only=arguments.read_only,
-        write_through=arguments.cache == "writethrough",
-        window=Window(arguments.offset, arguments.size),
+
+    def read(name: str | None) -> tuple[str | None, Header]:
+        return name, read_header(name or arguments.payload, pin(arguments), salvage=True)
+
+    def lock(named: tuple[str | None, Header]) -> LockedVolume:
+        return lock_volume(payload, named[1], header_name=named[0], window=Window(arguments.offset, arguments.size))
+
+    headers = _usable(read, arguments.header or [None])
+    payload = FilePayload.open(
+        arguments.payload, read_only=arguments.read_only, write_through=arguments.cache == "writethrough"
     )
     try:
-        return _try_secrets(locked, request)
+        return _try_secrets(_usable(lock, headers), request)
     except BaseException:
-        locked.close()
+        payload.close()
         raise
 
 
-def _try_secrets(locked: LockedVolume, request: _Request) -> Volume:
+def _usable(work: Callable[[T], R], candidates: Iterable[T]) -> list[R]:
+    """Do something with each candidate; return the results, or raise the last error if there is no result."""
+    results: list[R] = []
+    problems: list[LukshdrfsError] = []
+    for candidate in candidates:
+        try:
+            results.append(work(candidate))
+        except LukshdrfsError as error:
+            problems.append(error)
+    last = None if results else problems.pop()
+    for problem in problems:
+        log.warning("%s; trying another header", problem)
+    if last:
+        raise last
+    return results
+
+
+def _try_secrets(candidates: list[LockedVolume], request: _Request) -> Volume:
+    """Ask until a secret opens one of the candidates, or as often as allowed."""
     tries = max(1, request.secrets.tries) if request.secrets.interactive else 1
     while True:
         tries -= 1
         try:
             with request.secrets.read(f"Passphrase for {request.arguments.payload}: ") as secret:
-                if request.secrets.volume_key_file:
-                    return locked.unlock_with_volume_key(secret)
-                return locked.unlock(secret, request.arguments.key_slot)
+                return _open_any(candidates, secret, request)
         except WrongKey as error:
             if tries == 0:
                 raise
-            sys.stderr.write(f"{error}\n")
-        except HeaderError as error:
-            raise type(error)(f"{request.arguments.payload}: {error}") from None
+            log.warning("%s", error)
+
+
+def _open_any(candidates: list[LockedVolume], secret: SecretBytes, request: _Request) -> Volume:
+    problems: list[LukshdrfsError] = []
+    for locked in candidates:
+        try:
+            if request.secrets.volume_key_file:
+                return locked.unlock_with_volume_key(secret)
+            return locked.unlock(secret, request.arguments.key_slot)
+        except LukshdrfsError as error:
+            problems.append(type(error)(f"{request.arguments.payload}: {error}"))
+    raise next((problem for problem in problems if isinstance(problem, WrongKey)), problems[-1])
 
 
 def _given_descriptors(request: _Request) -> set[int]:

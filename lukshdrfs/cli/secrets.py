@@ -22,6 +22,8 @@ from lukshdrfs.volume import source_descriptor
 MAX_KEY_FILE = 8 * 1024 * 1024
 """Bytes of a key file (cryptsetup's compiled-in maximum)."""
 
+_FIRST_BUFFER = 4096
+
 MAX_PASSPHRASE = 512
 """Bytes of a line that is typed or piped (cryptsetup, `DEFAULT_PASSPHRASE_SIZE_MAX`)."""
 
@@ -68,12 +70,12 @@ def _open(name: str, what: str) -> tuple[int, bool]:
     return descriptor, True
 
 
-def _read_up_to(descriptor: int, secret: SecretBytes, what: str) -> int:
-    """Read until the secret is full or the file ends; return how many bytes there were."""
+def _read_up_to(descriptor: int, buffer: memoryview, what: str) -> int:
+    """Read until the buffer is full or the file ends; return how many bytes there were."""
     done = 0
-    while done < len(secret):
+    while done < len(buffer):
         try:
-            count = os.readv(descriptor, [secret.view[done:]])
+            count = os.readv(descriptor, [buffer[done:]])
         except OSError as error:
             raise DeviceError(f"{what}: {os.strerror(error.errno or 0)}") from None
         if count == 0:
@@ -90,8 +92,7 @@ def _read_file(name: str, offset: int, size: int | None, what: str) -> SecretByt
     descriptor, ours = _open(name, what)
     try:
         _skip(descriptor, offset, described)
-        buffer = SecretBytes(MAX_KEY_FILE + 1 if size is None else size)
-        count = _read_up_to(descriptor, buffer, described)
+        buffer, count = _read_limited(descriptor, MAX_KEY_FILE + 1 if size is None else size, described)
     finally:
         if ours:
             os.close(descriptor)
@@ -102,6 +103,23 @@ def _read_file(name: str, offset: int, size: int | None, what: str) -> SecretByt
         buffer.wipe()
         raise UsageError(f"{described} has not {size} bytes from byte {offset} on")
     return buffer.take(count)
+
+
+def _read_limited(descriptor: int, limit: int, described: str) -> tuple[SecretBytes, int]:
+    """
+    Read up to `limit` bytes; return a buffer and how much of it is filled.
+
+    The buffer grows as needed: few users may lock as much memory as the largest key file has.
+    """
+    buffer = SecretBytes(min(limit, _FIRST_BUFFER))
+    count = _read_up_to(descriptor, buffer.view, described)
+    while count == len(buffer) < limit:
+        with buffer:
+            larger = SecretBytes(min(limit, len(buffer) * 2))
+            larger.view[:count] = buffer.view
+        buffer = larger
+        count += _read_up_to(descriptor, buffer.view[count:], described)
+    return buffer, count
 
 
 def _skip(descriptor: int, offset: int, described: str) -> None:
@@ -116,7 +134,7 @@ def _skip(descriptor: int, offset: int, described: str) -> None:
         if error.errno != errno.ESPIPE:
             raise DeviceError(f"{described}: {os.strerror(error.errno or 0)}") from None
         with SecretBytes(min(offset, MAX_KEY_FILE)) as skipped:
-            if _read_up_to(descriptor, skipped, described) < offset:
+            if _read_up_to(descriptor, skipped.view, described) < offset:
                 raise UsageError(f"{described} ends before byte {offset}") from None
 
 

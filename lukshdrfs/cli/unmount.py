@@ -26,7 +26,11 @@ def run(arguments: argparse.Namespace) -> int:
     mount = find_mount(arguments.mountpoint) or find_mount(os.path.realpath(arguments.mountpoint))
     if mount is None or mount.type != FILE_SYSTEM_TYPE:
         raise DeviceError(f"{arguments.mountpoint} is not a mountpoint of lukshdrfs")
-    daemon = _daemon_of(mount.mountpoint)
+    try:
+        daemon = _daemon_of(mount.mountpoint)
+    except PermissionError:  # another user's: its end cannot be waited for
+        detach(mount.mountpoint)
+        return 0
     if daemon is None:  # its daemon is gone; only the name is left
         detach(mount.mountpoint, lazy=True)
         return 0
@@ -49,4 +53,4 @@ def _daemon_of(mountpoint: str) -> int | None:
     except OSError as error:
         if error.errno in (errno.ENOTCONN, errno.ESRCH, errno.ECONNABORTED):
             return None
-        raise DeviceError(f"{mountpoint}: {os.strerror(error.errno or 0)}") from None
+        raise

@@ -40,7 +40,8 @@ def run_in_background(
     try:
         answer = os.read(receiver, 1)
     except KeyboardInterrupt:
-        answer = b""  # the child has had the same signal, and cleans up
+        answer = b""
+        os.kill(child, signal.SIGTERM)  # it cleans up; a signal from the terminal it has had already
     finally:
         os.close(receiver)
     if answer != _READY:

@@ -13,7 +13,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from lukshdrfs.cipher import CipherSpec, SectorCipher, check_sector_size
-from lukshdrfs.errors import DeviceError, HeaderError, LukshdrfsError, UnsupportedFeature, UsageError
+from lukshdrfs.errors import DeviceError, HeaderError, UnsupportedFeature, UsageError
 from lukshdrfs.luks import Digest, Header, KdfLimits, Segment, UnlockedKey, accept_volume_key, unlock
 from lukshdrfs.payload import FilePayload, Payload
 from lukshdrfs.secret import SecretBytes
@@ -45,7 +45,7 @@ class _Placed:
 
 
 class LockedVolume:
-    """A header and the payload it fits, before the key is there. Closing it lets go of the payload."""
+    """A header and the payload it fits, before the key is there. Until it is, the payload is the caller's to close."""
 
     def __init__(self, header: Header, payload: Payload, *, detached: bool, window: Window | None = None) -> None:
         """
@@ -73,10 +73,6 @@ class LockedVolume:
     def unlock_with_volume_key(self, volume_key: SecretBytes, limits: KdfLimits | None = None) -> Volume:
         """Return the volume that a volume key opens. Raises WrongKey if it is another volume's."""
         return self._open(lambda digest: accept_volume_key(self.header, digest, volume_key, limits))
-
-    def close(self) -> None:
-        """Let go of the payload. Not to be called once there is a volume."""
-        self.payload.close()
 
     def _open(self, key_of: Callable[[Digest], UnlockedKey]) -> Volume:
         ciphers: dict[int, SectorCipher] = {}
@@ -148,6 +144,11 @@ def check_usable(header: Header) -> None:
             check_sector_size(segment.sector_size)
         else:
             log.warning("%s is linear: what is in it is stored unencrypted", where)
+    if all(segment.type == "linear" for segment in header.segments):
+        # any passphrase would do, and whoever swapped the header would read what is written
+        raise UnsupportedFeature(
+            "no segment of the header is encrypted; the payload is plaintext, or the header is forged"
+        )
     first = header.segments[0]
     if len(header.segments) == 1 and first.iv_tweak:
         raise UnsupportedFeature(
@@ -228,48 +229,35 @@ def open_volume(
     if secret is None or (passphrase is not None and volume_key is not None):
         raise UsageError("open_volume() takes either a passphrase or a volume key")
     parsed = read_header(payload if header is None else header, pin, salvage=True)
-    locked = lock_volume(
-        payload,
-        parsed,
-        header_name=None if header is None else os.fspath(header),
-        read_only=read_only,
-        window=Window(offset, size),
-    )
+    opened = FilePayload.open(payload, read_only=read_only)
     try:
+        locked = lock_volume(
+            opened, parsed, header_name=None if header is None else os.fspath(header), window=Window(offset, size)
+        )
         with SecretBytes.copy_of(secret) as locked_secret:
             if passphrase is None:
                 return locked.unlock_with_volume_key(locked_secret, limits)
             return locked.unlock(locked_secret, keyslot, limits)
     except BaseException:
-        locked.close()
+        opened.close()
         raise
 
 
 def lock_volume(
-    payload: str | os.PathLike[str],
-    header: Header,
-    *,
-    header_name: str | None,
-    read_only: bool,
-    write_through: bool = False,
-    window: Window | None = None,
+    payload: FilePayload, header: Header, *, header_name: str | None, window: Window | None = None
 ) -> LockedVolume:
     """
-    Open a payload and put it together with its header.
+    Put a payload together with a header.
 
     `header_name` is where a detached header came from, None if it is attached.
-    Raises what FilePayload.open and LockedVolume raise, and UsageError if header and payload are one file.
+    Raises what LockedVolume raises, and UsageError if header and payload are one file.
     """
-    opened = FilePayload.open(payload, read_only=read_only, write_through=write_through)
+    if header_name is not None and _is_file(header_name, payload) and header.segments[0].offset == 0:
+        raise UsageError(f"header and payload are the same file: {header_name}")
     try:
-        if header_name is not None and _is_file(header_name, opened) and header.segments[0].offset == 0:
-            raise UsageError(f"header and payload are the same file: {header_name}")
-        return LockedVolume(header, opened, detached=header_name is not None, window=window)
-    except LukshdrfsError as error:
-        opened.close()
-        if isinstance(error, DeviceError):
-            raise DeviceError(f"payload {os.fspath(payload)}: {error}") from None
-        raise
+        return LockedVolume(header, payload, detached=header_name is not None, window=window)
+    except DeviceError as error:
+        raise DeviceError(f"payload {payload.name}: {error}") from None
 
 
 def _is_file(name: str, payload: FilePayload) -> bool:
