@@ -1,0 +1,31 @@
+"""The one place where an error becomes a line and an exit status."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+
+from lukshdrfs.errors import LukshdrfsError, OutOfMemory
+
+log = logging.getLogger(__name__)
+
+
+def exit_status(work: Callable[[], int]) -> int:
+    """Run something; return its exit status, or that of the error that ended it, which is logged in one line."""
+    try:
+        return work()
+    except LukshdrfsError as error:
+        return _fail(str(error), error.exit_code)
+    except MemoryError:
+        return _fail("out of memory", OutOfMemory.exit_code)
+    except KeyboardInterrupt:
+        return _fail("interrupted", 1)
+    except BrokenPipeError:
+        return 1  # whoever read our output has enough of it
+    except OSError as error:
+        return _fail(f"{error.filename or 'system'}: {error.strerror or error}", 1)
+
+
+def _fail(message: str, status: int) -> int:
+    log.error("%s", message)
+    return status
