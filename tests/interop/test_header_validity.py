@@ -10,7 +10,7 @@ import copy
 import json
 import struct
 import subprocess
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -126,7 +126,7 @@ def test_altered_metadata_are_judged_as_cryptsetup_judges_them(header: bytes, tm
     assert ours == cryptsetup_accepts(header, tmp_path), reason
 
 
-TEXTS = {
+TEXTS: dict[str, Callable[[bytes], bytes]] = {
     "space after": lambda text: text + b" \n\t",
     "other byte after": lambda text: text + b"x",
     "second object": lambda text: text + b"{}",
