@@ -80,9 +80,7 @@ class LockedVolume:
         ciphers: dict[int, SectorCipher] = {}
         try:
             for segment in (placed.segment for placed in self._placed if placed.segment.type == "crypt"):
-                digest = self.header.digest_of_segment(segment.id)
-                if digest is None:
-                    raise HeaderError(f"segment {segment.id} is bound to no digest")
+                digest = _digest_of(self.header, segment)
                 if digest.id not in keys:
                     unlocked = key_of(digest)
                     log.info("key of digest %d: from keyslot %s", digest.id, unlocked.keyslot)
@@ -124,6 +122,13 @@ class LockedVolume:
             "sector_size": str(segment.sector_size),
             "payload_offset": str(self._placed[0].payload_offset),
         }
+
+
+def _digest_of(header: Header, segment: Segment) -> Digest:
+    digest = header.digest_of_segment(segment.id)
+    if digest is None:
+        raise HeaderError(f"segment {segment.id} is bound to no digest")
+    return digest
 
 
 def check_usable(header: Header) -> None:
