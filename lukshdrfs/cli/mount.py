@@ -221,7 +221,10 @@ def _close_given(request: _Request) -> None:
 
 
 def _read_first_block(image: str) -> None:
-    descriptor = os.open(image, os.O_RDONLY)
+    try:
+        descriptor = os.open(image, os.O_RDONLY)
+    except PermissionError:
+        return  # the mount has answered; the image is meant for somebody else (`uid=`)
     try:
         os.pread(descriptor, 4096, 0)
     finally:

@@ -15,16 +15,19 @@ MAX_EXTENT = PREFIX_SIZE + MAX_KEYSLOTS_SIZE
 """Bytes of the largest legal header."""
 
 
+_NEWEST = 2
+
+
 def _version(data: bytes) -> int:
     """
-    Return 1 or 2. Without a magic at the start it is 2, whose secondary header is then searched for.
+    Return 1 or 2. Without magic and version at the start it is 2, whose secondary header is then searched for.
 
     So does cryptsetup (lib/setup.c, `_crypt_load_luks`). Raises HeaderError for other versions.
     """
-    version = int.from_bytes(data[6:8], "big") if data.startswith(PRIMARY_MAGIC) else 2
-    if version not in (1, 2):
+    version = int.from_bytes(data[6:8], "big") if data.startswith(PRIMARY_MAGIC) else 0
+    if version > _NEWEST:
         raise HeaderError(f"LUKS version {version} is not known")
-    return version
+    return version or _NEWEST
 
 
 def header_extent(prefix: bytes) -> int:

@@ -153,10 +153,10 @@ def _refuse_unbound(
 def accept_volume_key(
     header: Header, digest: Digest, volume_key: SecretBytes, limits: KdfLimits | None = None
 ) -> UnlockedKey:
-    """Return a given key if it is the digest's. Raises WrongKey if it is not."""
+    """Return a copy of a given key if it is the digest's. Raises WrongKey if it is not."""
     sizes = {slot.key_size for slot in header.keyslots if slot.id in digest.keyslots}
     if sizes and len(volume_key) not in sizes:
         expected = " or ".join(str(size) for size in sorted(sizes))
         raise WrongKey(f"the volume key has {len(volume_key)} bytes, the volume's has {expected}")
     verify_digest(digest, volume_key, limits or KdfLimits())
-    return UnlockedKey(volume_key, digest.id, None)
+    return UnlockedKey(SecretBytes.copy_of(volume_key.view), digest.id, None)

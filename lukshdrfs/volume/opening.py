@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 from lukshdrfs.cipher import CipherSpec, SectorCipher, check_sector_size
@@ -75,36 +75,39 @@ class LockedVolume:
         return self._open(lambda digest: accept_volume_key(self.header, digest, volume_key, limits))
 
     def _open(self, key_of: Callable[[Digest], UnlockedKey]) -> Volume:
+        """Make the volume; `key_of` is asked once for each digest, which usually is once."""
+        keys: dict[int, SecretBytes] = {}
         ciphers: dict[int, SectorCipher] = {}
         try:
-            for placed in self._placed:
-                if placed.segment.type == "crypt":
-                    ciphers[placed.segment.id] = self._cipher_of(placed.segment, key_of)
+            for segment in (placed.segment for placed in self._placed if placed.segment.type == "crypt"):
+                digest = _digest_of(self.header, segment)
+                if digest.id not in keys:
+                    unlocked = key_of(digest)
+                    log.info("key of digest %d: from keyslot %s", digest.id, unlocked.keyslot)
+                    keys[digest.id] = unlocked.volume_key
+                ciphers[segment.id] = SectorCipher(
+                    CipherSpec.parse(segment.encryption), keys[digest.id], segment.sector_size
+                )
         except BaseException:
             for cipher in ciphers.values():
                 cipher.close()
             raise
-        extents = [
-            Extent(
-                placed.start,
-                placed.size,
-                placed.payload_offset,
-                placed.segment.sector_size,
-                placed.segment.iv_tweak,
-                ciphers.get(placed.segment.id),
-            )
-            for placed in self._placed
-        ]
-        return Volume(self.payload, extents, self._properties())
+        finally:
+            for key in keys.values():
+                key.wipe()
+        return Volume(self.payload, [self._extent(placed, ciphers) for placed in self._placed], self._properties())
 
-    def _cipher_of(self, segment: Segment, key_of: Callable[[Digest], UnlockedKey]) -> SectorCipher:
-        digest = self.header.digest_of_segment(segment.id)
-        if digest is None:
-            raise HeaderError(f"segment {segment.id} is bound to no digest")
-        unlocked = key_of(digest)
-        log.info("segment %d: key of digest %d, keyslot %s", segment.id, digest.id, unlocked.keyslot)
-        with unlocked.volume_key as key:
-            return SectorCipher(CipherSpec.parse(segment.encryption), key, segment.sector_size)
+    @staticmethod
+    def _extent(placed: _Placed, ciphers: Mapping[int, SectorCipher]) -> Extent:
+        segment = placed.segment
+        return Extent(
+            placed.start,
+            placed.size,
+            placed.payload_offset,
+            segment.sector_size,
+            segment.iv_tweak,
+            ciphers.get(segment.id),
+        )
 
     def _properties(self) -> dict[str, str]:
         segment, header = self.header.segments[0], self.header
@@ -119,6 +122,13 @@ class LockedVolume:
             "sector_size": str(segment.sector_size),
             "payload_offset": str(self._placed[0].payload_offset),
         }
+
+
+def _digest_of(header: Header, segment: Segment) -> Digest:
+    digest = header.digest_of_segment(segment.id)
+    if digest is None:
+        raise HeaderError(f"segment {segment.id} is bound to no digest")
+    return digest
 
 
 def check_usable(header: Header) -> None:

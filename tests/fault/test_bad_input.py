@@ -334,6 +334,8 @@ def digest(path: Path) -> str:
         return type(error).__name__
     if not stat.S_ISREG(status.st_mode):
         return str(stat.S_IFMT(status.st_mode))
+    if not os.access(path, os.R_OK):
+        return f"{status.st_size} {status.st_mtime_ns}"
     return f"{status.st_size} {hashlib.sha256(path.read_bytes()).hexdigest()}"
 
 

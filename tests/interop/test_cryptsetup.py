@@ -23,10 +23,7 @@ from support.mounts import Mounted, lukshdrfs
 
 import lukshdrfs as package
 
-pytestmark = [
-    pytest.mark.needs("cryptsetup"),
-    pytest.mark.root,  # cryptsetup's lock directory
-]
+pytestmark = pytest.mark.needs("cryptsetup")
 
 SIZE = 1 << 20
 EACH_FORMAT = pytest.mark.parametrize("layout", LUKS2_FORMATS, ids=lambda layout: str(layout.id))

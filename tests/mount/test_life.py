@@ -108,7 +108,8 @@ def test_relative_paths(volume: LuksFiles, mountpoint: Path) -> None:
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
     pid = int(read_attribute(mountpoint / "image", "pid"))
-    assert not Path(f"/proc/{pid}/cwd").resolve().is_relative_to(folder)
+    if os.geteuid() == 0:  # nobody else can look into a process that cannot be dumped
+        assert not Path(f"/proc/{pid}/cwd").resolve().is_relative_to(folder)
     fusermount(mountpoint)
     wait_gone(pid)
 
