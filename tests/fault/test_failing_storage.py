@@ -43,7 +43,7 @@ def on_small_storage(volume: LuksFiles, small_storage: Path) -> LuksFiles:
 
 @pytest.mark.parametrize("cache", ["writeback", "writethrough", "none"])
 def test_full_storage_is_no_lost_data(cache: str, on_small_storage: LuksFiles, tmp_path: Path) -> None:
-    """When the payload's storage is full, the writer is told at the latest by fsync; what was synced before is there."""
+    """When the storage is full a writer is told, at the latest by fsync; what was synced before is there."""
     files = on_small_storage
     first = os.urandom(MIB)
     mountpoint = tmp_path / "mnt"

@@ -9,6 +9,7 @@ import signal
 import stat
 import subprocess
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -150,6 +151,59 @@ def test_starts_without_terminal_and_releases_callers_files(volume: LuksFiles, m
             assert not {target for target in targets if target.startswith("pipe:")} & ours
             assert str(volume.header) not in targets  # its medium can go away
             assert str(volume.key_file) not in targets
+
+
+@pytest.mark.parametrize("closed", ["<&-", ">&-", "2>&-", "<&- >&- 2>&-"])
+def test_starts_without_standard_streams(closed: str, volume: LuksFiles, mountpoint: Path) -> None:
+    """A caller that has closed its standard streams, as some daemons have, can mount; no file lands on theirs."""
+    before = volume.payload.read_bytes()
+    command = [str(LUKSHDRFS), "mount", *opening(volume, mountpoint)]
+    done = subprocess.run(
+        ["sh", "-c", f'"$0" "$@" {closed}', *command],
+        stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=60, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert (mountpoint / "image").stat().st_size == len(before)
+    assert lukshdrfs("unmount", mountpoint).returncode == 0
+    assert volume.payload.read_bytes() == before
+
+
+@pytest.mark.parametrize("busy", [False, True], ids=["idle", "busy"])
+def test_signal_ends_daemon_that_is_in_use(busy: bool, mounted: Mounted) -> None:
+    """A signal takes the mount away at once; who has the image open is served until he closes it."""
+    with contextlib.ExitStack() as stack:
+        if busy:
+            image = stack.enter_context(mounted.image.open("r+b", buffering=0))
+        os.kill(mounted.pid, signal.SIGTERM)
+        wait_until(lambda: not is_mounted(mounted.mountpoint), "the mount is taken away")
+        if busy:
+            assert image.write(b"late") == 4
+            assert alive(mounted.pid)
+    wait_gone(mounted.pid)
+
+
+def test_second_mount_at_dead_one_is_refused(volume: LuksFiles, mountpoint: Path) -> None:
+    """A mount whose daemon was killed still holds its mountpoint, until it is unmounted."""
+    assert lukshdrfs("mount", *opening(volume, mountpoint)).returncode == 0
+    pid = int(read_attribute(mountpoint / "image", "pid"))
+    kill(pid)
+    wait_gone(pid)
+
+    done = lukshdrfs("mount", *opening(volume, mountpoint))
+    assert done.returncode == 5, done.stderr
+    assert len(done.stderr.splitlines()) == 1
+    assert lukshdrfs("unmount", mountpoint).returncode == 0
+
+
+def test_one_of_many_mounts_at_once_wins(volume: LuksFiles, tmp_path: Path) -> None:
+    """Of several that want the same payload at the same time exactly one gets it; the others find it in use."""
+    mountpoints = [_made(tmp_path / f"mountpoint{number}") for number in range(4)]
+    with ThreadPoolExecutor(len(mountpoints)) as pool:
+        done = list(pool.map(lambda where: lukshdrfs("mount", *opening(volume, where)), mountpoints))
+
+    assert sorted(one.returncode for one in done) == [0, 5, 5, 5]
+    winner = next(where for where in mountpoints if is_mounted(where))
+    assert lukshdrfs("unmount", winner).returncode == 0
 
 
 def test_ready_when_command_returns(volume: LuksFiles, mountpoint: Path) -> None:

@@ -121,6 +121,17 @@ def test_header_from_descriptor(typed: LuksFiles, mountpoint: Path) -> None:
     assert lukshdrfs("unmount", mountpoint).returncode == 0
 
 
+def test_shell_hands_files_over(typed: LuksFiles, mountpoint: Path) -> None:
+    """A shell's `<(command)` is a path of a descriptor that only the caller has: it is read all the same."""
+    script = '"$0" mount --header <(cat "$1") --key-file <(cat "$2") "$3" "$4"'
+    done = subprocess.run(
+        [program("bash"), "-c", script, LUKSHDRFS, typed.header, typed.key_file, typed.payload, mountpoint],
+        stdin=subprocess.DEVNULL, capture_output=True, timeout=60, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert lukshdrfs("unmount", mountpoint).returncode == 0
+
+
 def test_first_header_that_opens_wins(typed: LuksFiles, volume: LuksFiles, tmp_path: Path) -> None:
     """Headers are tried in the order given: one that is damaged or has another key does not stop the next."""
     broken, other = tmp_path / "broken.img", tmp_path / "other.img"
