@@ -114,24 +114,27 @@ def unlock(
     Raises WrongKey if no keyslot takes the passphrase, NoUsableKeyslot if there is none to try or the passphrase
     is that of a keyslot with another key, KeyslotError if all that could be tried are damaged, OutOfMemory.
     """
-    limits, tried = limits or KdfLimits(), 0
-    problem: LukshdrfsError | None = None
-    for slot in _candidates(header, digest, keyslot):
-        if slot.id not in digest.keyslots:
-            raise NoUsableKeyslot(f"keyslot {slot.id} holds another key than the volume's")
-        try:
-            return UnlockedKey(open_keyslot(header, slot, passphrase, limits), digest.id, slot.id)
-        except WrongKey:
-            tried += 1
-        except OutOfMemory:
-            raise
-        except LukshdrfsError as error:
-            problem = KeyslotError(f"keyslot {slot.id} cannot be used: {error}")
+    limits = limits or KdfLimits()
+    wrong, problems = 0, list[KeyslotError]()
+    try:
+        for slot in _candidates(header, digest, keyslot):
+            if slot.id not in digest.keyslots:
+                raise NoUsableKeyslot(f"keyslot {slot.id} holds another key than the volume's")
+            try:
+                return UnlockedKey(open_keyslot(header, slot, passphrase, limits), digest.id, slot.id)
+            except WrongKey:
+                wrong += 1
+            except OutOfMemory:
+                raise
+            except LukshdrfsError as error:
+                problems.append(KeyslotError(f"keyslot {slot.id} cannot be used: {error}"))
+        if wrong == 0:  # the last problem is told by the exception, not by the log
+            raise problems.pop() if problems else NoUsableKeyslot("no usable keyslot is available")
+        _refuse_unbound(header, digest, passphrase, keyslot, limits)
+        raise WrongKey("no key available with this passphrase")
+    finally:
+        for problem in problems:
             log.warning("%s", problem)
-    if tried == 0:
-        raise problem or NoUsableKeyslot("no usable keyslot is available")
-    _refuse_unbound(header, digest, passphrase, keyslot, limits)
-    raise WrongKey("no key available with this passphrase")
 
 
 def _refuse_unbound(
