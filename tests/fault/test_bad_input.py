@@ -17,7 +17,8 @@ from pathlib import Path
 import pytest
 from support import luks2_edit
 from support.cryptsetup import LUKS1_XTS, LuksFiles
-from support.mounts import LUKSHDRFS, Argument, Mounted, fuse_mounts, lukshdrfs
+from support.devices import loop_device
+from support.mounts import LUKSHDRFS, Argument, Mounted, fuse_mounts, fusermount, is_mounted, lukshdrfs
 from support.processes import daemons
 from support.tools import program, require
 from support.volumes import MIB, MakeVolume
@@ -285,6 +286,27 @@ cases(
 )
 
 
+def on_device(*options: str) -> Spoil:
+    """Have the payload on a loop device."""
+
+    def attach(it: Attempt) -> None:
+        require(["loop"])
+        device = it.stack.enter_context(loop_device(it.files.payload, *options))
+        it.files = dataclasses.replace(it.files, payload=Path(device))
+
+    return attach
+
+
+def taken(it: Attempt) -> None:
+    """Have the payload's device open as a mounted file system has it."""
+    descriptor = os.open(it.files.payload, os.O_RDONLY | os.O_EXCL)
+    it.stack.callback(os.close, descriptor)
+
+
+case("payload a read-only device", 4)(on_device("--read-only"))
+case("payload a device in use", 5)(steps(on_device(), taken))
+
+
 # --- mountpoint and machine -------------------------------------------------------------------------------------
 
 cases(
@@ -345,6 +367,9 @@ def attempt(volume: LuksFiles, make_volume: MakeVolume, tmp_path: Path) -> Itera
     mountpoint.mkdir()
     with contextlib.ExitStack() as stack:
         yield Attempt(volume, mountpoint, make_volume, stack)
+        # an attempt that should have failed, and did not, holds what the stack is about to take away
+        if is_mounted(mountpoint):
+            fusermount(mountpoint, lazily=True)
 
 
 @pytest.mark.parametrize("name", CASES)
