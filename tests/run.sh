@@ -16,7 +16,7 @@ cd "$root"
 pytest_arguments=()
 if [[ ${1:-} == --fast ]]; then
     shift
-    pytest_arguments+=(tests --ignore=tests/mount --ignore=tests/interop --ignore=tests/fault)
+    pytest_arguments+=(-m 'not needs and not root')
 fi
 pytest_arguments+=("$@")
 

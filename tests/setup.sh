@@ -21,7 +21,7 @@ extras=
 case ${1:-} in
     run) packages+=(e2fsprogs mount) ;;
     test)
-        packages+=(cryptsetup-bin qemu-utils qemu-system-common qemu-system-x86 fio e2fsprogs mount strace util-linux)
+        packages+=(cryptsetup-bin qemu-utils qemu-system-x86 fio e2fsprogs mount strace util-linux)
         extras='[test]'
         ;;
     *)
