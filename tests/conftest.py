@@ -58,14 +58,15 @@ class Leftovers:
 
     def clean_up(self) -> None:
         """Remove it, by force."""
-        for device in self.loops:
-            with contextlib.suppress(subprocess.CalledProcessError):
-                devices.detach(device)
         for mountpoint in self.mounts:
             with contextlib.suppress(subprocess.CalledProcessError):
                 mounts.fusermount(mountpoint, lazily=True)
         for pid in self.daemons:
             processes.kill(pid)
+        # last, for a mount may have been of such a device
+        for device in self.loops:
+            with contextlib.suppress(subprocess.CalledProcessError, AssertionError):
+                devices.detach(device)
 
     def __bool__(self) -> bool:
         return bool(self.loops or self.mounts or self.daemons)
