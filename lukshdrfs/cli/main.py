@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 
 from lukshdrfs._version import VERSION
@@ -45,10 +46,23 @@ def _expand_short_form(words: list[str]) -> list[str]:
 
 def main(words: list[str] | None = None) -> int:
     """Run the program; return its exit status. `words` are the arguments without the program's name."""
+    _open_standard_streams()
     harden_process()
     logs.to_terminal(0)
     given = sys.argv[1:] if words is None else words
     return exit_status(lambda: _run(_expand_short_form(given)))
+
+
+def _open_standard_streams() -> None:
+    """
+    Put /dev/null where a standard stream is closed.
+
+    Otherwise the next file that is opened would get its number, and what is printed would go into that file.
+    """
+    for number, name, mode in ((0, "stdin", "r"), (1, "stdout", "w"), (2, "stderr", "w")):
+        if getattr(sys, name) is None:
+            os.dup2(os.open(os.devnull, os.O_RDWR), number)
+            setattr(sys, name, os.fdopen(number, mode, closefd=False))
 
 
 def _run(words: list[str]) -> int:

@@ -8,6 +8,7 @@ import hashlib
 import hmac
 import logging
 import os
+import re
 import stat
 import time
 from dataclasses import dataclass, replace
@@ -86,9 +87,15 @@ def _refuse_overwritten(name: str) -> None:
 
 
 def source_descriptor(name: str) -> int | None:
-    """Return the descriptor that `-` or `fd:N` names, None for a path. Raises DeviceError for a bad number."""
-    if name == "-":
+    """
+    Return the descriptor that `-` or `fd:N` names, None for a path. Raises DeviceError for a bad number.
+
+    A shell's `<(command)` is a path, /dev/fd/N, which a process that is not dumpable cannot open; it is taken for fd:N.
+    """
+    if name in ("-", "/dev/stdin"):
         return 0
+    if shell := re.fullmatch(r"/(?:dev|proc/self)/fd/([0-9]{1,9})", name):
+        return int(shell[1])
     if not name.startswith("fd:"):
         return None
     if not name[3:].isdecimal():
