@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import os
+import signal
 import sys
+from typing import NoReturn
 
 from lukshdrfs._version import VERSION
 from lukshdrfs.cli import create, info, logs, mount, unmount
@@ -48,9 +50,15 @@ def main(words: list[str] | None = None) -> int:
     """Run the program; return its exit status. `words` are the arguments without the program's name."""
     _open_standard_streams()
     harden_process()
+    signal.signal(signal.SIGTERM, _interrupt)
     logs.to_terminal(0)
     given = sys.argv[1:] if words is None else words
     return exit_status(lambda: _run(_expand_short_form(given)))
+
+
+def _interrupt(_number: int, _frame: object) -> NoReturn:
+    """Let SIGTERM undo what was begun, as Ctrl-C does."""
+    raise KeyboardInterrupt
 
 
 def _open_standard_streams() -> None:

@@ -6,11 +6,10 @@ import argparse
 import logging
 import os
 import shlex
-import signal
 import sys
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from typing import NoReturn, TypeVar
+from typing import TypeVar
 
 from lukshdrfs.cli import logs
 from lukshdrfs.cli.arguments import Subparsers, add_header, add_secrets, number, pin, secret_source, size
@@ -68,7 +67,6 @@ def run(arguments: argparse.Namespace) -> int:
     arguments.kernel_options = []
     apply_options(arguments, arguments.options)
     request = _check(arguments)
-    signal.signal(signal.SIGTERM, _interrupt)
     if arguments.foreground:
         return _unlock_and_serve(request, lambda: _show_next_steps(request))
     status = run_in_background(
@@ -79,11 +77,6 @@ def run(arguments: argparse.Namespace) -> int:
     if status == 0:
         _show_next_steps(request)
     return status
-
-
-def _interrupt(_number: int, _frame: object) -> NoReturn:
-    """Let SIGTERM undo what was begun, as Ctrl-C does."""
-    raise KeyboardInterrupt
 
 
 def _check(arguments: argparse.Namespace) -> _Request:

@@ -128,6 +128,8 @@ def choose_copy(data: bytes) -> tuple[MetadataCopy, tuple[str, ...]]:
 
     Raises HeaderError if neither is valid; the message is about the primary.
     """
+    if not _has_magic(data):
+        raise HeaderError("there is no LUKS header in it (a detached one is named with --header)")
     primary: MetadataCopy | None = None
     secondary: MetadataCopy | None = None
     problems = []
@@ -150,6 +152,10 @@ def choose_copy(data: bytes) -> tuple[MetadataCopy, tuple[str, ...]]:
     chosen = primary or secondary
     assert chosen is not None
     return chosen, tuple(f"{problem}; using the other copy" for problem in problems)
+
+
+def _has_magic(data: bytes) -> bool:
+    return data.startswith(PRIMARY_MAGIC) or any(data.startswith(SECONDARY_MAGIC, at) for at in METADATA_SIZES)
 
 
 def _find_secondary(data: bytes, offsets: tuple[int, ...]) -> BinaryHeader:

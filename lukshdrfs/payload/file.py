@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import errno
+import fcntl
 import os
 import stat
+import sys
 from typing import Self
 
 from lukshdrfs.errors import DeviceError, InUse, PayloadError, ReadOnlyError
 from lukshdrfs.payload.image_locks import lock_image
+
+_BLKROGET = 0x125E  # linux/fs.h
 
 
 class FilePayload:
@@ -38,6 +42,8 @@ class FilePayload:
             flags |= os.O_DSYNC
         descriptor = _open(name, flags)
         try:
+            if stat.S_ISBLK(mode) and not read_only:
+                _check_writable_device(descriptor, name)
             lock_image(descriptor, name, writable=not read_only)
             return cls(descriptor, name, read_only=read_only)
         except BaseException:
@@ -126,6 +132,13 @@ def _file_mode(name: str) -> int:
         kind = "a directory" if stat.S_ISDIR(mode) else "neither a file nor a block device"
         raise DeviceError(f"payload {name} is {kind}")
     return mode
+
+
+def _check_writable_device(descriptor: int, name: str) -> None:
+    """Raise DeviceError for a device that refuses every write: the kernel opens it for writing all the same."""
+    answer = fcntl.ioctl(descriptor, _BLKROGET, bytes(4))
+    if int.from_bytes(answer, sys.byteorder):
+        raise DeviceError(f"payload {name} is a read-only device; use --read-only")
 
 
 def _open(name: str, flags: int) -> int:
