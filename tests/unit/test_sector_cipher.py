@@ -5,6 +5,8 @@ from __future__ import annotations
 import hashlib
 import random
 import struct
+import subprocess
+import sys
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
@@ -372,6 +374,20 @@ def test_a_closed_cipher_says_so() -> None:
 
     with pytest.raises(LukshdrfsError, match="closed"):
         cipher.encrypt(bytearray(512), 0)
+
+
+def test_a_cipher_that_lives_until_the_programs_end_is_quiet() -> None:
+    """A cipher that is still there when the interpreter ends says nothing then."""
+    program = """
+from lukshdrfs.cipher import CipherSpec, SectorCipher
+from lukshdrfs.secret import SecretBytes
+cipher = SectorCipher(CipherSpec.parse("aes-xts-plain64"), SecretBytes.copy_of(bytes(range(64))), 512)
+class Keeper: pass
+keeper = Keeper(); keeper.itself = keeper; keeper.cipher = cipher  # a cycle: as late as can be
+"""
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+
+    assert (done.stdout, done.stderr) == ("", "")
 
 
 def test_a_cipher_shows_no_key() -> None:
