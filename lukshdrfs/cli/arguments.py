@@ -9,6 +9,7 @@ from lukshdrfs.cli.secrets import SecretSource
 from lukshdrfs.errors import UsageError
 from lukshdrfs.volume import HeaderPin
 
+_LONGEST_NUMBER = 20
 _UNITS = {"": 1, "K": 1 << 10, "M": 1 << 20, "G": 1 << 30, "T": 1 << 40}
 
 
@@ -29,8 +30,8 @@ Subparsers: TypeAlias = "argparse._SubParsersAction[Parser]"  # noqa: SLF001 - a
 
 def number(text: str) -> int:
     """Return a decimal number that is not negative."""
-    if not text.isascii() or not text.isdecimal():
-        raise argparse.ArgumentTypeError(f"{text!r} is not a number")
+    if not text.isascii() or not text.isdecimal() or len(text) > _LONGEST_NUMBER:
+        raise argparse.ArgumentTypeError(f"{text[:40]!r} is not a number")
     return int(text)
 
 
@@ -38,7 +39,7 @@ def size(text: str) -> int:
     """Return bytes from `N`, `NK`, `NM`, `NG` or `NT`, in powers of 1024."""
     digits, unit = (text[:-1], text[-1].upper()) if text[-1:].isalpha() else (text, "")
     if unit not in _UNITS:
-        raise argparse.ArgumentTypeError(f"{text!r} is not a size; expected a number and K, M, G or T")
+        raise argparse.ArgumentTypeError(f"{text[:40]!r} is not a size; expected a number and K, M, G or T")
     return number(digits) * _UNITS[unit]
 
 
@@ -79,7 +80,7 @@ def secret_source(arguments: argparse.Namespace) -> SecretSource:
         raise UsageError("give one of --key-file, --passphrase-file and --volume-key-file")
     if "-" in (arguments.header or []) and "-" in named:
         raise UsageError("standard input can be the header or the key, not both")
-    if "-" in (arguments.header or []) and not any(named):
+    if "-" in (arguments.header or []) and all(name is None for name in named):
         raise UsageError("the header is standard input; name the key with --key-file or --passphrase-file")
     return SecretSource(
         key_file=arguments.key_file,

@@ -83,7 +83,7 @@ def run(arguments: argparse.Namespace) -> int:
             subsystem=arguments.subsystem,
         )
         source = secret_source(argparse.Namespace(**{**vars(arguments), "header": None}))
-        if source.volume_key_file:
+        if source.volume_key_file is not None:
             raise UsageError("--volume-key-file: create makes a new volume key")
         with (
             ask_twice(source, f"New passphrase for {arguments.payload}: ") as passphrase,

@@ -136,8 +136,8 @@ def _describe_digest(digest: Digest) -> dict[str, Any]:
         "type": digest.type,
         "hash": digest.hash,
         "iterations": digest.iterations,
-        "keyslots": list(digest.keyslots),
-        "segments": list(digest.segments),
+        "keyslots": sorted(digest.keyslots),
+        "segments": sorted(digest.segments),
         "problem": digest.problem,
     }
 

@@ -186,7 +186,7 @@ def _open_any(candidates: list[LockedVolume], secret: SecretBytes, request: _Req
     problems: list[LukshdrfsError] = []
     for locked in candidates:
         try:
-            if request.secrets.volume_key_file:
+            if request.secrets.volume_key_file is not None:
                 return locked.unlock_with_volume_key(secret)
             return locked.unlock(secret, request.arguments.key_slot)
         except LukshdrfsError as error:

@@ -72,8 +72,16 @@ _NOT_OURS_PREFIXES = ("x-", "X-", "comment=", "user=", "subtype=")
 
 def split_options(text: str) -> list[str]:
     r"""Split at commas, but not at `\,`; undo the backslashes."""
-    parts = re.split(r"(?<!\\),", text)
-    return [re.sub(r"\\(.)", r"\1", part) for part in parts if part]
+    parts, escaped = [""], False
+    for char in text:
+        if escaped or char not in "\\,":
+            parts[-1] += char
+            escaped = False
+        elif char == ",":
+            parts.append("")
+        else:
+            escaped = True
+    return [part for part in parts if part]
 
 
 def apply_options(arguments: argparse.Namespace, texts: list[str]) -> None:

@@ -42,15 +42,16 @@ class SecretSource:
     @property
     def interactive(self) -> bool:
         """Whether somebody is asked at a terminal, and may try again."""
-        return not (self.key_file or self.passphrase_file or self.volume_key_file) and sys.stdin.isatty()
+        named = (self.key_file, self.passphrase_file, self.volume_key_file)
+        return all(name is None for name in named) and sys.stdin.isatty()
 
     def read(self, prompt: str) -> SecretBytes:
         """Return the secret. Raises DeviceError if a file cannot be read, UsageError if it has the wrong size."""
-        if self.volume_key_file:
+        if self.volume_key_file is not None:
             return _read_file(self.volume_key_file, 0, None, "volume key file")
-        if self.key_file:
+        if self.key_file is not None:
             return _read_file(self.key_file, self.keyfile_offset, self.keyfile_size, "key file")
-        if self.passphrase_file:
+        if self.passphrase_file is not None:
             return _read_line(self.passphrase_file, "passphrase file")
         return _ask(prompt) if self.interactive else _read_line("-", "standard input")
 

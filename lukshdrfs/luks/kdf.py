@@ -21,6 +21,7 @@ from lukshdrfs.luks.hashes import find_hash
 from lukshdrfs.luks.model import Kdf
 from lukshdrfs.secret import SecretBytes
 
+_MAX_ITERATIONS = (1 << 31) - 1  # OpenSSL's; beyond it, `cryptography` panics instead of raising
 _ARGON2 = MappingProxyType({"argon2i": Type.I, "argon2id": Type.ID})
 
 
@@ -71,6 +72,8 @@ def derive(kdf: Kdf, passphrase: SecretBytes, size: int) -> SecretBytes:
 def pbkdf2_into(key: SecretBytes, secret: SecretBytes, salt: bytes, iterations: int, hash_name: str) -> None:
     """Fill `key` from a secret by PBKDF2 with HMAC. Raises UnsupportedFeature for an unknown hash."""
     algorithm = find_hash(hash_name).algorithm
+    if not 0 < iterations <= _MAX_ITERATIONS:
+        raise KeyslotError(f"pbkdf2 with {iterations} iterations: expected 1 to {_MAX_ITERATIONS}")
     try:
         PBKDF2HMAC(algorithm, len(key), salt, iterations).derive_into(secret.view, key.view)
     except (ValueError, OverflowError, InternalError) as error:

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import json
 import re
+from collections import Counter
 from dataclasses import dataclass
 from itertools import pairwise
 
@@ -126,9 +127,10 @@ def _first_backup(metadata: Json) -> int:
     """Check each segment alone; return the number of the first backup segment, or how many there are."""
     first_backup: int | None = None
     count = 0
+    bound = _bound_segments(metadata)
     for name, segment in sj.objects(metadata, "segments"):
         count += 1
-        _check_segment(segment, name, metadata)
+        _check_segment(segment, name, bound)
         number = int(name[:20] or "0")
         if is_backup(segment):
             first_backup = number if first_backup is None else min(first_backup, number)
@@ -141,7 +143,7 @@ def _first_backup(metadata: Json) -> int:
     return count if first_backup is None else first_backup
 
 
-def _check_segment(segment: Json, name: str, metadata: Json) -> None:
+def _check_segment(segment: Json, name: str, bound: frozenset[str]) -> None:
     where = f"segment {name}"
     kind = sj.get_text(segment, "type", where)
     if sj.get_uint64(segment, "offset", where) % _SECTOR:
@@ -151,10 +153,16 @@ def _check_segment(segment: Json, name: str, metadata: Json) -> None:
         raise HeaderError(f"LUKS2 {where}: 'size' is {size}, expected a multiple of {_SECTOR} bytes, not 0")
     sj.get_strings(segment, "flags", where, optional=True)
     if kind == "crypt":
-        _check_crypt_segment(segment, name, size or 0, metadata)
+        _check_crypt_segment(segment, name, size or 0, bound)
 
 
-def _check_crypt_segment(segment: Json, name: str, size: int, metadata: Json) -> None:
+def _bound_segments(metadata: Json) -> frozenset[str]:
+    """Return the names of all segments that a digest is bound to."""
+    digests = sj.get(metadata, "digests", dict, "metadata").values()
+    return frozenset(name for digest in digests for name in digest["segments"])
+
+
+def _check_crypt_segment(segment: Json, name: str, size: int, bound: frozenset[str]) -> None:
     where = f"segment {name}"
     sj.get_text(segment, "encryption", where)
     if "integrity" in segment:
@@ -167,8 +175,7 @@ def _check_crypt_segment(segment: Json, name: str, size: int, metadata: Json) ->
     sj.get_uint64(segment, "iv_tweak", where)
     if size % sector_size:
         raise HeaderError(f"LUKS2 {where}: 'size' is not a multiple of the sector size {sector_size}")
-    digests = sj.get(metadata, "digests", dict, "metadata").values()
-    if not any(name in digest["segments"] for digest in digests):
+    if name not in bound:
         raise HeaderError(f"LUKS2 {where}: no digest is bound to it")
 
 
@@ -269,12 +276,12 @@ def _check_areas(metadata: Json) -> None:
 
 def _check_keyslot_contents(metadata: Json) -> None:
     reencrypt_slots = 0
+    digests = sj.get(metadata, "digests", dict, "metadata").values()
+    bindings = Counter(name for digest in digests for name in set(digest["keyslots"]))
     for name, keyslot in sj.objects(metadata, "keyslots"):
         if keyslot["type"] == "luks2":
             _check_luks2_keyslot(keyslot, f"keyslot {name}")
-            number = str(int(name[:20] or "0"))
-            digests = metadata["digests"].values()
-            if (bound := sum(number in digest["keyslots"] for digest in digests)) != 1:
+            if (bound := bindings[str(int(name[:20] or "0"))]) != 1:
                 raise HeaderError(f"LUKS2 keyslot {name} is bound to {bound} digests, expected 1")
         elif keyslot["type"] == "reencrypt":
             _check_reencrypt_keyslot(keyslot, f"keyslot {name}")

@@ -152,9 +152,12 @@ def _metadata(form: Luks2Format, volume_key: SecretBytes, area_offset: int, area
 
 
 def _field(text: str, size: int, what: str) -> bytes:
-    data = text.encode()
+    try:
+        data = text.encode()
+    except UnicodeEncodeError:
+        raise UsageError(f"{what} {text[:60]!r} is not text") from None
     if len(data) > size or b"\0" in data:
-        raise UsageError(f"{what} {text[:60]!r} is too long: at most {size} bytes")
+        raise UsageError(f"{what} {text[:60]!r} does not fit: at most {size} bytes, none of them NUL")
     return data
 
 

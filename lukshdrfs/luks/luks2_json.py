@@ -117,8 +117,8 @@ def _parse_digest(number: int, value: Json) -> Digest:
     return Digest(
         id=number,
         type=value["type"],
-        keyslots=_references(value["keyslots"]),
-        segments=_references(value["segments"]),
+        keyslots=frozenset(_references(value["keyslots"])),
+        segments=frozenset(_references(value["segments"])),
         problem=problem,
         **details,
     )

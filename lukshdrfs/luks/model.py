@@ -84,8 +84,8 @@ class Digest:
 
     id: int
     type: str
-    keyslots: tuple[int, ...]
-    segments: tuple[int, ...]
+    keyslots: frozenset[int]
+    segments: frozenset[int]
     hash: str = ""
     iterations: int = 0
     salt: bytes = b""

@@ -35,7 +35,7 @@ class HeaderPin:
     def check_bytes(self, data: bytes, name: str) -> None:
         """Raise HeaderError unless the header file's content is the pinned one."""
         found = hashlib.sha256(data).hexdigest()
-        if self.sha256 and not hmac.compare_digest(found, self.sha256.lower()):
+        if self.sha256 and not hmac.compare_digest(found.encode(), self.sha256.lower().encode()):
             raise HeaderError(f"header {name} is not the pinned one: its SHA-256 is {found}")
 
     def check_uuid(self, header: Header, name: str) -> None:
@@ -98,7 +98,7 @@ def source_descriptor(name: str) -> int | None:
         return int(shell[1])
     if not name.startswith("fd:"):
         return None
-    if not name[3:].isdecimal():
+    if not re.fullmatch("[0-9]{1,9}", name[3:]):
         raise DeviceError(f"{name}: expected fd: and a number")
     return int(name[3:])
 

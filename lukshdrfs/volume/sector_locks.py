@@ -11,6 +11,7 @@ import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from itertools import takewhile
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -24,11 +25,16 @@ class _Range:
 
 
 class SectorLocks:
-    """Shared locks for readers and exclusive ones for writers, on ranges of bytes."""
+    """
+    Shared locks for readers and exclusive ones for writers, on ranges of bytes.
+
+    Who comes first is served first: a stream of readers does not keep a writer out.
+    """
 
     def __init__(self) -> None:
         self._freed = threading.Condition()
-        self._held: list[_Range] = []
+        self._asked: list[_Range] = []
+        """The ranges that are held or waited for, in the order in which they were asked for."""
 
     @contextmanager
     def hold(self, start: int, end: int, *, exclusive: bool) -> Iterator[None]:
@@ -39,12 +45,14 @@ class SectorLocks:
         """
         wanted = _Range(start, end, exclusive)
         with self._freed:
-            while any(held.excludes(wanted) for held in self._held):
+            self._asked.append(wanted)
+            while any(
+                earlier.excludes(wanted) for earlier in takewhile(lambda other: other is not wanted, self._asked)
+            ):
                 self._freed.wait()
-            self._held.append(wanted)
         try:
             yield
         finally:
             with self._freed:
-                self._held.remove(wanted)
+                self._asked.remove(wanted)
                 self._freed.notify_all()

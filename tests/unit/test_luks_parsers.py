@@ -326,8 +326,8 @@ def test_luks1_is_told_in_the_words_of_luks2() -> None:
     assert [slot.id for slot in header.keyslots] == [0]
     assert header.keyslots[0].area.encryption == header.segments[0].encryption == "aes-cbc-essiv:sha256"
     assert header.keyslots[0].priority == Priority.NORMAL
-    assert header.digests[0].keyslots == (0,)
-    assert header.digests[0].segments == (0,)
+    assert header.digests[0].keyslots == {0}
+    assert header.digests[0].segments == {0}
     assert len(header.digests[0].digest) == 20
     assert (header.segments[0].size, header.segments[0].sector_size) == (None, 512)
 

@@ -35,10 +35,10 @@ def segment(number: int, offset: int, size: int | None, **changes: Any) -> Segme
 def header_with(*segments: Segment) -> Header:
     """Return a header whose one digest binds all segments to KEY."""
     digest = hashlib.pbkdf2_hmac("sha256", KEY, bytes(32), 10, 32)
-    ids = tuple(each.id for each in segments)
+    ids = frozenset(each.id for each in segments)
     return Header(
         version=2, uuid="an identifier", keyslots=(), segments=segments, area=bytes(4096),
-        digests=(Digest(0, "pbkdf2", (), ids, "sha256", 10, bytes(32), digest),),
+        digests=(Digest(0, "pbkdf2", frozenset(), ids, "sha256", 10, bytes(32), digest),),
     )  # fmt: skip
 
 
