@@ -103,6 +103,28 @@ def test_a_range_wakes_all_that_wait_for_it() -> None:
             each.result(PATIENCE_S)
 
 
+def test_a_range_that_is_freed_wakes_the_one_who_wants_it() -> None:
+    """Whoever waits for a range goes on when it is freed, though another waits longer, for a range still held."""
+    locks = SectorLocks()
+    got_it = threading.Event()
+
+    def take(start: int, end: int, event: threading.Event) -> None:
+        with locks.hold(start, end, exclusive=True):
+            event.set()
+
+    first = threading.Thread(target=take, args=(0, 10, threading.Event()))
+    second = threading.Thread(target=take, args=(10, 20, got_it))
+    with locks.hold(0, 10, exclusive=False):
+        with locks.hold(10, 20, exclusive=False):
+            first.start()
+            first.join(0.05)  # it waits by now
+            second.start()
+            second.join(0.05)
+        assert got_it.wait(PATIENCE_S)
+    first.join(PATIENCE_S)
+    second.join(PATIENCE_S)
+
+
 def hold_shortly(locks: SectorLocks) -> None:
     """Take a shared range and give it back."""
     with locks.hold(3, 4, exclusive=False):
