@@ -13,7 +13,7 @@ import logging
 import mmap
 import os
 import resource
-from typing import Self
+from typing import NoReturn, Self
 
 log = logging.getLogger(__name__)
 
@@ -44,6 +44,18 @@ class SecretBytes:
         secret.view[:] = data
         return secret
 
+    @classmethod
+    def random(cls, size: int) -> Self:
+        """Return a secret of random bytes, straight from the kernel (random(4))."""
+        secret = cls(size)
+        source, done = os.open("/dev/urandom", os.O_RDONLY), 0
+        try:
+            while done < size:
+                done += os.readv(source, [secret.view[done:]])
+        finally:
+            os.close(source)
+        return secret
+
     @property
     def view(self) -> memoryview:
         """The bytes, writable. Views must not outlive the secret."""
@@ -61,6 +73,10 @@ class SecretBytes:
         if not isinstance(other, SecretBytes):
             return NotImplemented
         return hmac.compare_digest(self.view, other.view)
+
+    def __copy__(self) -> NoReturn:
+        """Refuse: two objects over the same pages would wipe each other."""
+        raise TypeError("a secret is copied with copy_of")
 
     __hash__ = None  # type: ignore[assignment]  # mutable, and a hash would tell of the content
 
@@ -118,4 +134,7 @@ def lock_process_memory() -> bool:
 
     The cipher contexts' key schedules live in the crypto libraries' own memory, which only this reaches.
     """
+    limit = resource.getrlimit(resource.RLIMIT_MEMLOCK)[0]
+    if os.geteuid() != 0 and limit != resource.RLIM_INFINITY:
+        return False  # it might work now, and then the next thread's stack would not fit
     return bool(_libc.mlockall(_MCL_CURRENT | _MCL_FUTURE | _MCL_ONFAULT) == 0)

@@ -123,7 +123,7 @@ class SectorCipher:
         self.close()
 
     def __del__(self) -> None:
-        if getattr(self, "_cipher", None) is not None:
+        if getattr(self, "_cipher", None) is not None and lib is not None:  # None while the interpreter ends
             self.close()
 
 

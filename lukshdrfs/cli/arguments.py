@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import re
 from typing import Any, NoReturn, TypeAlias
 
 from lukshdrfs.cli.secrets import SecretSource
@@ -10,6 +11,8 @@ from lukshdrfs.errors import UsageError
 from lukshdrfs.volume import HeaderPin
 
 _LONGEST_NUMBER = 20
+_LARGEST_SIZE = (1 << 63) - 1  # off_t
+_NO_IDENTIFIER = (1 << 32) - 1  # (uid_t) -1 means none
 _UNITS = {"": 1, "K": 1 << 10, "M": 1 << 20, "G": 1 << 30, "T": 1 << 40}
 
 
@@ -40,7 +43,18 @@ def size(text: str) -> int:
     digits, unit = (text[:-1], text[-1].upper()) if text[-1:].isalpha() else (text, "")
     if unit not in _UNITS:
         raise argparse.ArgumentTypeError(f"{text[:40]!r} is not a size; expected a number and K, M, G or T")
-    return number(digits) * _UNITS[unit]
+    found = number(digits) * _UNITS[unit]
+    if found > _LARGEST_SIZE:
+        raise argparse.ArgumentTypeError(f"{text!r} is more than any file or device has")
+    return found
+
+
+def identifier(text: str) -> int:
+    """Return a user's or group's number."""
+    found = number(text)
+    if found >= _NO_IDENTIFIER:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a user or group number")
+    return found
 
 
 def add_header(parser: Parser) -> None:
@@ -51,8 +65,8 @@ def add_header(parser: Parser) -> None:
         metavar="SRC",
         help="detached header: a path, fd:N or - (standard input); repeatable, the first that opens wins",
     )
-    parser.add_argument("--header-sha256", metavar="HEX", default="", help="refuse any header file but this")
-    parser.add_argument("--header-uuid", metavar="UUID", default="", help="refuse any volume but this")
+    parser.add_argument("--header-sha256", metavar="HEX", help="refuse any header file but this")
+    parser.add_argument("--header-uuid", metavar="UUID", help="refuse any volume but this")
 
 
 def add_secrets(parser: Parser) -> None:
@@ -63,14 +77,20 @@ def add_secrets(parser: Parser) -> None:
     parser.add_argument("--passphrase-file", metavar="SRC", help="the first line, without its newline")
     parser.add_argument("--volume-key-file", metavar="SRC", help="the volume key itself; no keyslot is used")
     parser.add_argument("-S", "--key-slot", type=number, metavar="N", help="try only this keyslot")
+    parser.add_argument("--no-kdf-limit", action="store_true", help="derive keys whatever cost the header asks for")
     parser.add_argument("-T", "--tries", type=number, default=3, metavar="N", help="times to ask (3)")
 
 
 def pin(arguments: argparse.Namespace) -> HeaderPin:
     """Return which header is allowed."""
-    if arguments.header_sha256 and not arguments.header:
+    sha256, identity = arguments.header_sha256, arguments.header_uuid
+    if sha256 is not None and not arguments.header:
         raise UsageError("--header-sha256 is for a detached header; name it with --header")
-    return HeaderPin(arguments.header_sha256, arguments.header_uuid)
+    if sha256 is not None and not re.fullmatch("[0-9A-Fa-f]{64}", sha256):
+        raise UsageError(f"--header-sha256 {sha256[:80]!r}: expected 64 hexadecimal digits")
+    if identity is not None and not re.fullmatch("[0-9A-Fa-f]{8}(-[0-9A-Fa-f]{4}){3}-[0-9A-Fa-f]{12}", identity):
+        raise UsageError(f"--header-uuid {identity[:80]!r}: not a UUID")
+    return HeaderPin(sha256 or "", identity or "")
 
 
 def secret_source(arguments: argparse.Namespace) -> SecretSource:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 import logging
 import os
-import secrets
 import stat
 import sys
 import tempfile
@@ -63,7 +62,8 @@ def run(arguments: argparse.Namespace) -> int:
     cipher = CipherSpec.parse(arguments.cipher)
     key_size = _key_size(cipher, arguments.key_size)
     identifier = _uuid(arguments.uuid)
-    _check_header_path(arguments.header, force=arguments.force)
+    header_path = Path(os.path.realpath(arguments.header))  # a link stays one
+    _check_header_path(header_path, force=arguments.force)
     wish = KdfWish(
         arguments.pbkdf,
         arguments.iter_time,
@@ -87,11 +87,13 @@ def run(arguments: argparse.Namespace) -> int:
             raise UsageError("--volume-key-file: create makes a new volume key")
         with (
             ask_twice(source, f"New passphrase for {arguments.payload}: ") as passphrase,
-            SecretBytes.copy_of(secrets.token_bytes(key_size)) as volume_key,
+            SecretBytes.random(key_size) as volume_key,
         ):
+            if not len(passphrase):
+                raise UsageError("an empty passphrase protects nothing; is the key file or standard input empty?")
             header = format_luks2(form, volume_key, passphrase)
         _prepare_payload(payload, wipe=created if arguments.wipe is None else arguments.wipe, created=created)
-        _write_header(Path(arguments.header), header, replace=arguments.force)
+        _write_header(header_path, header, replace=arguments.force)
     return 0
 
 
@@ -123,16 +125,16 @@ def _sector_size(wanted: int | None, payload_size: int) -> int:
     return sector_size
 
 
-def _check_header_path(name: str, *, force: bool) -> None:
-    path = Path(name)
-    if path.is_dir():
-        raise DeviceError(f"header {name} is a directory")
+def _check_header_path(path: Path, *, force: bool) -> None:
     if not path.parent.is_dir():
-        raise DeviceError(f"header {name}: the directory {path.parent} is not there")
-    if path.is_symlink() or path.exists():
-        if not force:
-            raise DeviceError(f"header {name} is there already; --force replaces it, and what only it opens is lost")
-        log.warning("header %s is replaced; a volume that only it opens is lost", name)
+        raise DeviceError(f"header {path}: the directory {path.parent} is not there")
+    if not path.exists():
+        return
+    if not path.is_file():
+        raise DeviceError(f"header {path} is not a regular file; create makes headers in files of their own")
+    if not force:
+        raise DeviceError(f"header {path} is there already; --force replaces it, and what only it opens is lost")
+    log.warning("header %s is replaced; a volume that only it opens is lost", path)
 
 
 @contextmanager
@@ -140,12 +142,14 @@ def _payload(arguments: argparse.Namespace) -> Iterator[tuple[FilePayload, bool]
     """Yield the payload, opened and locked, and whether it was made here; if so, it goes when something fails."""
     name = arguments.payload
     created = not os.path.lexists(name)
-    if created:
-        _create_payload(name, arguments.size)
-    elif arguments.size is not None:
+    if created and arguments.size is None:
+        raise DeviceError(f"payload {name} is not there; --size creates it")
+    if not created and arguments.size is not None:
         raise UsageError(f"payload {name} is there already and keeps its size; leave out --size")
     try:
-        if not created:
+        if created:
+            _create_payload(name, arguments.size)
+        else:
             _refuse_known_data(name, force=arguments.force)
         with FilePayload.open(name, read_only=False) as payload:
             yield payload, created
@@ -155,9 +159,7 @@ def _payload(arguments: argparse.Namespace) -> Iterator[tuple[FilePayload, bool]
         raise
 
 
-def _create_payload(name: str, size_: int | None) -> None:
-    if size_ is None:
-        raise DeviceError(f"payload {name} is not there; --size creates it")
+def _create_payload(name: str, size_: int) -> None:
     try:
         descriptor = os.open(name, os.O_CREAT | os.O_EXCL | os.O_RDWR, 0o600)
         try:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import signal
 import sys
+from itertools import takewhile
 from typing import NoReturn
 
 from lukshdrfs._version import VERSION
@@ -13,9 +14,10 @@ from lukshdrfs.cli.arguments import Parser
 from lukshdrfs.cli.outcome import exit_status
 from lukshdrfs.secret import harden_process
 
-COMMANDS = {"mount": mount, "unmount": unmount, "create": create, "info": info}
+COMMANDS = {"mount": mount, "unmount": unmount, "umount": unmount, "create": create, "info": info}
 
 _OPTIONS_WITH_VALUE = ("-o",)
+_COMMON = ("-v", "-vv", "-q", "--verbose", "--quiet")
 
 
 def build_parser() -> Parser:
@@ -27,9 +29,9 @@ def build_parser() -> Parser:
     )
     parser.add_argument("-V", "--version", action="version", version=f"lukshdrfs {VERSION}")
     subparsers = parser.add_subparsers(metavar="COMMAND", required=True, parser_class=Parser)
-    for command in COMMANDS.values():
+    for command in dict.fromkeys(COMMANDS.values()):
         command.add_parser(subparsers)
-    for command_parser in subparsers.choices.values():
+    for command_parser in dict.fromkeys(subparsers.choices.values()):
         command_parser.add_argument("-v", "--verbose", action="count", default=0, help="log more; twice for everything")
         command_parser.add_argument("-q", "--quiet", action="store_true", help="log errors only")
     return parser
@@ -37,6 +39,9 @@ def build_parser() -> Parser:
 
 def _expand_short_form(words: list[str]) -> list[str]:
     """Turn `PAYLOAD MOUNTPOINT [-o …] [-f]` into the `mount` command that it stands for."""
+    leading = list(takewhile(lambda word: word in _COMMON, words))
+    if leading and len(words) > len(leading) and words[len(leading)] in COMMANDS:
+        return [words[len(leading)], *leading, *words[len(leading) + 1 :]]
     skip = False
     for word in words:
         if skip or word.startswith("-"):
@@ -51,6 +56,8 @@ def main(words: list[str] | None = None) -> int:
     _open_standard_streams()
     harden_process()
     signal.signal(signal.SIGTERM, _interrupt)
+    if signal.getsignal(signal.SIGHUP) is signal.SIG_DFL:  # not under nohup
+        signal.signal(signal.SIGHUP, _interrupt)
     logs.to_terminal(0)
     given = sys.argv[1:] if words is None else words
     return exit_status(lambda: _run(_expand_short_form(given)))

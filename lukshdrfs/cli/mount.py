@@ -16,9 +16,9 @@ from lukshdrfs.cli.arguments import Subparsers, add_header, add_secrets, number,
 from lukshdrfs.cli.mount_options import apply_options
 from lukshdrfs.cli.outcome import exit_status
 from lukshdrfs.cli.secrets import SecretSource
-from lukshdrfs.errors import LukshdrfsError, UsageError, WrongKey
+from lukshdrfs.errors import DeviceError, LukshdrfsError, UsageError, WrongKey
 from lukshdrfs.fuse import MountOptions, check_fuse, check_mountpoint, run_in_background, serve
-from lukshdrfs.luks import Header
+from lukshdrfs.luks import NO_LIMITS, Header
 from lukshdrfs.payload import FilePayload
 from lukshdrfs.secret import SecretBytes, lock_process_memory
 from lukshdrfs.volume import LockedVolume, Volume, Window, lock_volume, read_header, source_descriptor
@@ -79,7 +79,8 @@ def run(arguments: argparse.Namespace) -> int:
     return status
 
 
-def _check(arguments: argparse.Namespace) -> _Request:
+def _check_values(arguments: argparse.Namespace) -> None:
+    """Raise UsageError for a value that no mount can have."""
     if arguments.payload_format != "raw":
         raise UsageError(f"payload format {arguments.payload_format!r} is not supported; expected raw")
     if "://" in arguments.payload:
@@ -94,6 +95,11 @@ def _check(arguments: argparse.Namespace) -> _Request:
         raise UsageError(f"--workers {arguments.workers}: expected 1 to {MAX_WORKERS}")
     if "/" in arguments.name or arguments.name in ("", ".", ".."):
         raise UsageError(f"--name {arguments.name!r} is not a file name")
+
+
+def _check(arguments: argparse.Namespace) -> _Request:
+    """Check all that can be checked before anything is opened."""
+    _check_values(arguments)
     options = MountOptions(
         # the daemon leaves the working directory; the last part of a mountpoint is not followed, see find_mount
         mountpoint=os.path.realpath(arguments.mountpoint),
@@ -110,7 +116,9 @@ def _check(arguments: argparse.Namespace) -> _Request:
     if os.path.realpath(arguments.payload) == options.mountpoint:
         raise UsageError(f"payload and mountpoint are the same file: {arguments.payload}")
     check_fuse(options.kernel_options)
-    return _Request(arguments, secret_source(arguments), options)
+    request = _Request(arguments, secret_source(arguments), options)
+    _check_given_descriptors(request)
+    return request
 
 
 def _unlock_and_serve(request: _Request, ready: Callable[[], None]) -> int:
@@ -135,7 +143,7 @@ def _unlock(request: _Request) -> Volume:
     arguments = request.arguments
 
     def read(name: str | None) -> tuple[str | None, Header]:
-        return name, read_header(name or arguments.payload, pin(arguments), salvage=True)
+        return name, read_header(arguments.payload if name is None else name, pin(arguments), salvage=True)
 
     def lock(named: tuple[str | None, Header]) -> LockedVolume:
         return lock_volume(payload, named[1], header_name=named[0], window=Window(arguments.offset, arguments.size))
@@ -186,9 +194,10 @@ def _open_any(candidates: list[LockedVolume], secret: SecretBytes, request: _Req
     problems: list[LukshdrfsError] = []
     for locked in candidates:
         try:
+            limits = NO_LIMITS if request.arguments.no_kdf_limit else None
             if request.secrets.volume_key_file is not None:
-                return locked.unlock_with_volume_key(secret)
-            return locked.unlock(secret, request.arguments.key_slot)
+                return locked.unlock_with_volume_key(secret, limits)
+            return locked.unlock(secret, request.arguments.key_slot, limits)
         except LukshdrfsError as error:
             problems.append(type(error)(f"{request.arguments.payload}: {error}"))
     raise next((problem for problem in problems if isinstance(problem, WrongKey)), problems[-1])
@@ -203,8 +212,17 @@ def _given_descriptors(request: _Request) -> set[int]:
         arguments.passphrase_file,
         arguments.volume_key_file,
     ]
-    given = {source_descriptor(name) for name in names if name}
+    given = {source_descriptor(name) for name in names if name is not None}
     return {descriptor for descriptor in given if descriptor is not None}
+
+
+def _check_given_descriptors(request: _Request) -> None:
+    """Raise DeviceError for a descriptor that is not open: something of ours could get its number."""
+    for descriptor in _given_descriptors(request):
+        try:
+            os.fstat(descriptor)
+        except OSError:
+            raise DeviceError(f"fd:{descriptor} is not open") from None
 
 
 def _close_given(request: _Request) -> None:
@@ -229,13 +247,16 @@ def _show_next_steps(request: _Request) -> None:
     if not sys.stdout.isatty():
         return
     image = request.options.image
-    sector_size = os.getxattr(image, "user.lukshdrfs.sector_size").decode() if os.path.exists(image) else "512"  # noqa: PTH110
+    try:
+        sector_size = f" --sector-size {os.getxattr(image, 'user.lukshdrfs.sector_size').decode()}"
+    except OSError:  # the image is somebody else's (`uid=`)
+        sector_size = ""
     quoted, mountpoint = shlex.quote(image), shlex.quote(request.options.mountpoint)
     losetup, qemu = (" --read-only", ",readonly=on") if request.arguments.read_only else ("", "")
     lines = [
         f"{image} is the volume's plaintext. To go on, for instance:",
-        f"  losetup --find --show --sector-size {sector_size}{losetup} {quoted}",
+        f"  losetup --find --show{sector_size}{losetup} {quoted}",
         f"  qemu-system-x86_64 -drive file={quoted},format=raw,if=virtio,cache=none{qemu}",
         f"To undo it: lukshdrfs unmount {mountpoint}",
     ]
-    sys.stdout.write("\n".join(lines) + "\n")
+    sys.stdout.write("".join(f"{logs.printable(line)}\n" for line in lines))

@@ -11,7 +11,7 @@ import argparse
 import re
 from collections.abc import Callable
 
-from lukshdrfs.cli.arguments import number, size
+from lukshdrfs.cli.arguments import identifier, number, size
 from lukshdrfs.errors import UsageError
 
 
@@ -26,7 +26,7 @@ _VALUES: dict[str, tuple[str, Callable[[str], object]]] = {
     "data-path": ("data_path", str),
     "format": ("payload_format", str),
     "fsname": ("fsname", str),
-    "gid": ("gid", number),
+    "gid": ("gid", identifier),
     "header": ("header", str),
     "header-sha256": ("header_sha256", str),
     "header-uuid": ("header_uuid", str),
@@ -39,7 +39,7 @@ _VALUES: dict[str, tuple[str, Callable[[str], object]]] = {
     "passphrase-file": ("passphrase_file", str),
     "size": ("size", size),
     "tries": ("tries", number),
-    "uid": ("uid", number),
+    "uid": ("uid", identifier),
     "umask": ("umask", _octal),
     "volume-key-file": ("volume_key_file", str),
     "workers": ("workers", number),

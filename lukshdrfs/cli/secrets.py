@@ -15,6 +15,7 @@ import sys
 import termios
 from dataclasses import dataclass
 
+from lukshdrfs.cli.logs import printable
 from lukshdrfs.errors import DeviceError, UsageError
 from lukshdrfs.secret import SecretBytes
 from lukshdrfs.volume import source_descriptor
@@ -170,7 +171,7 @@ def _ask(prompt: str) -> SecretBytes:
     quiet[3] &= ~termios.ECHO
     try:
         termios.tcsetattr(descriptor, termios.TCSAFLUSH, quiet)
-        sys.stderr.write(prompt)
+        sys.stderr.write(printable(prompt))
         sys.stderr.flush()
         return _read_line("-", "standard input")
     finally:

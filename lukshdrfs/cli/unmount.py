@@ -6,6 +6,7 @@ import argparse
 import errno
 import os
 import select
+import stat
 
 from lukshdrfs.cli.arguments import Subparsers
 from lukshdrfs.errors import DeviceError, InUse
@@ -16,7 +17,7 @@ PATIENCE_S = 120.0
 
 def add_parser(subparsers: Subparsers) -> None:
     """Add the command."""
-    parser = subparsers.add_parser("unmount", help="unmount and wait until everything is written")
+    parser = subparsers.add_parser("unmount", aliases=["umount"], help="unmount and wait until everything is written")
     parser.add_argument("mountpoint", metavar="MOUNTPOINT")
     parser.set_defaults(run=run)
 
@@ -27,14 +28,20 @@ def run(arguments: argparse.Namespace) -> int:
     if mount is None or mount.type != FILE_SYSTEM_TYPE:
         raise DeviceError(f"{arguments.mountpoint} is not a mountpoint of lukshdrfs")
     try:
-        daemon = _daemon_of(mount.mountpoint)
-    except PermissionError:  # another user's: its end cannot be waited for
+        image = _image_of(mount.mountpoint)
+        daemon = os.pidfd_open(int(os.getxattr(image, "user.lukshdrfs.pid")))
+    except PermissionError:  # another user's: neither can it be flushed, nor its end waited for
         detach(mount.mountpoint)
         return 0
-    if daemon is None:  # its daemon is gone; only the name is left
-        detach(mount.mountpoint, lazy=True)
+    except ValueError:
+        raise DeviceError(f"{arguments.mountpoint} does not show what a mount of lukshdrfs shows") from None
+    except OSError as error:
+        if error.errno not in (errno.ENOTCONN, errno.ESRCH, errno.ECONNABORTED):
+            raise DeviceError(f"{arguments.mountpoint}: {os.strerror(error.errno or 0)}") from None
+        detach(mount.mountpoint, lazy=True)  # its daemon is gone; only the name is left
         return 0
     try:
+        _flush(image)
         detach(mount.mountpoint)
         if not select.select([daemon], [], [], PATIENCE_S)[0]:
             raise InUse(f"{arguments.mountpoint} is unmounted, but its daemon is still writing; wait for it")
@@ -43,14 +50,22 @@ def run(arguments: argparse.Namespace) -> int:
     return 0
 
 
-def _daemon_of(mountpoint: str) -> int | None:
-    """Return a descriptor that becomes readable when the daemon ends (pidfd_open(2)), None if it is gone."""
+def _image_of(mountpoint: str) -> str:
+    """Return the one file of a mount. Raises ValueError if there is another number of them."""
+    if not stat.S_ISDIR(os.stat(mountpoint).st_mode):  # noqa: PTH116
+        return mountpoint
+    (name,) = os.listdir(mountpoint)  # noqa: PTH208
+    return os.path.join(mountpoint, name)  # noqa: PTH118
+
+
+def _flush(image: str) -> None:
+    """Have everything on the storage while the mount can still say that it failed."""
     try:
-        image = mountpoint
-        if os.path.isdir(mountpoint):  # noqa: PTH112
-            image = os.path.join(mountpoint, os.listdir(mountpoint)[0])  # noqa: PTH118, PTH208
-        return os.pidfd_open(int(os.getxattr(image, "user.lukshdrfs.pid")))
+        descriptor = os.open(image, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
     except OSError as error:
-        if error.errno in (errno.ENOTCONN, errno.ESRCH, errno.ECONNABORTED):
-            return None
-        raise
+        reason = os.strerror(error.errno or 0)
+        raise DeviceError(f"{image} cannot be flushed, and stays mounted: {reason}") from None

@@ -7,15 +7,20 @@ result: 0 once it has read the image itself, or the child's own status if it end
 
 from __future__ import annotations
 
+import logging
 import os
 import signal
 import sys
+import time
 from collections.abc import Callable, Iterable
 from itertools import pairwise
 
 from lukshdrfs.errors import DeviceError, LukshdrfsError
 
+log = logging.getLogger(__name__)
+
 _READY = b"R"
+_PATIENCE_S = 0.5
 _PAST_ALL_DESCRIPTORS = 1 << 20
 
 
@@ -41,7 +46,7 @@ def run_in_background(
         answer = os.read(receiver, 1)
     except KeyboardInterrupt:
         answer = b""
-        os.kill(child, signal.SIGTERM)  # it cleans up; a signal from the terminal it has had already
+        _end(child)
     finally:
         os.close(receiver)
     if answer != _READY:
@@ -49,10 +54,24 @@ def run_in_background(
     try:
         verify()
     except (LukshdrfsError, OSError) as error:
-        os.kill(child, signal.SIGTERM)
+        _end(child)
         _status_of(child)
         raise DeviceError(f"the mount does not answer: {error}") from error
+    except BaseException:
+        _end(child)
+        _status_of(child)
+        raise
     return 0
+
+
+def _end(child: int) -> None:
+    """Let the child clean up and end. A signal from the terminal it has had already, and gets a moment to act on."""
+    deadline = time.monotonic() + _PATIENCE_S
+    while time.monotonic() < deadline:
+        if os.waitid(os.P_PID, child, os.WEXITED | os.WNOHANG | os.WNOWAIT):
+            return
+        time.sleep(0.02)
+    os.kill(child, signal.SIGTERM)
 
 
 def _run_child(work: Callable[[Callable[[], None]], int], sender: int) -> None:
@@ -66,6 +85,8 @@ def _run_child(work: Callable[[Callable[[], None]], int], sender: int) -> None:
     status = 1
     try:
         status = work(ready)
+    except BaseException:  # a bug; nobody but us is left to tell
+        log.exception("the daemon failed")
     finally:
         sys.stdout.flush()
         sys.stderr.flush()
@@ -93,4 +114,7 @@ def _leave_terminal() -> None:
 
 def _status_of(child: int) -> int:
     status = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
-    return status if status >= 0 else 1
+    if status >= 0:
+        return status
+    log.error("the daemon was ended by %s before the image was there", signal.Signals(-status).name)
+    return 1

@@ -21,7 +21,7 @@ import trio
 
 from lukshdrfs.errors import DeviceError, InUse, LukshdrfsError
 from lukshdrfs.fuse.filesystem import ImageFileSystem
-from lukshdrfs.fuse.mounts import detach, find_mount
+from lukshdrfs.fuse.mounts import Mount, detach, find_mount
 from lukshdrfs.fuse.options import MountOptions
 from lukshdrfs.volume import Volume
 
@@ -93,14 +93,25 @@ def serve(volume: Volume, options: MountOptions, ready: Callable[[], None], *, e
         *options.kernel_options,
         *(["ro"] if volume.read_only else []),
     }
-    _mount(file_system, options, kernel_options)
+    signals = {signal.SIGINT, signal.SIGTERM, *((signal.SIGHUP,) if end_on_hangup else ())}
+    # held back until somebody listens: from here on, ending means to unmount
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, signals)
     try:
-        signals = (signal.SIGINT, signal.SIGTERM, *((signal.SIGHUP,) if end_on_hangup else ()))
-        trio.run(_serve_until_unmounted, options.mountpoint, ready, signals)
+        _mount(file_system, options, kernel_options)
+        mounted = find_mount(options.mountpoint)
+        try:
+            trio.run(_serve_until_unmounted, mounted, ready, signals)
+        finally:
+            pyfuse3.close(unmount=_is_there(mounted))
+            if not volume.read_only:
+                volume.flush()
     finally:
-        pyfuse3.close(unmount=True)  # does nothing to a mount that is gone
-        if not volume.read_only:
-            volume.flush()
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+def _is_there(mounted: Mount | None) -> bool:
+    """Whether a mount is still the topmost one at its place: another one there is none of our business."""
+    return mounted is not None and find_mount(mounted.mountpoint) == mounted
 
 
 def _mount_source(source: str) -> str:
@@ -141,42 +152,43 @@ def _captured_stderr() -> Iterator[list[str]]:
 
 
 async def _serve_until_unmounted(
-    mountpoint: str, ready: Callable[[], None], signals: tuple[signal.Signals, ...]
+    mounted: Mount | None, ready: Callable[[], None], signals: set[signal.Signals]
 ) -> None:
     async with trio.open_nursery() as nursery:
-        await nursery.start(_end_on_signals, mountpoint, signals)
+        await nursery.start(_end_on_signals, mounted, signals)
         ready()
         await pyfuse3.main()
         nursery.cancel_scope.cancel()
 
 
 async def _end_on_signals(
-    mountpoint: str,
-    signals: tuple[signal.Signals, ...],
+    mounted: Mount | None,
+    signals: set[signal.Signals],
     task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED,
 ) -> None:
     with trio.open_signal_receiver(*signals) as received:
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, signals)
         task_status.started()
         asked_before = False
         async for number in received:
             log.info("ending on %s", signal.Signals(number).name)
-            if asked_before:
+            # in a thread: unmounting waits for dirty pages, which are written through this very loop
+            if asked_before or not await trio.to_thread.run_sync(_unmount, mounted):
                 pyfuse3.terminate()
                 return
             asked_before = True
-            # in a thread: unmounting waits for dirty pages, which are written through this very loop
-            if not await trio.to_thread.run_sync(_unmount, mountpoint):
-                pyfuse3.terminate()
 
 
-def _unmount(mountpoint: str) -> bool:
+def _unmount(mounted: Mount | None) -> bool:
     """Take the mount away, lazily if it is in use; return whether that worked."""
+    if mounted is None or not _is_there(mounted):
+        return False
     try:
         try:
-            detach(mountpoint)
+            detach(mounted.mountpoint)
         except InUse as error:
             log.warning("%s; it is taken away when they are done", error)
-            detach(mountpoint, lazy=True)
+            detach(mounted.mountpoint, lazy=True)
     except LukshdrfsError as error:
         log.warning("%s", error)
         return False

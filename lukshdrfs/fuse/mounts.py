@@ -25,6 +25,8 @@ class Mount:
     mountpoint: str
     type: str
     source: str
+    device: str
+    """`major:minor`; no two mounted file systems have the same."""
 
 
 def _unescape(field: str) -> str:
@@ -38,9 +40,9 @@ def mount_table() -> list[Mount]:
     mounts = []
     for line in Path("/proc/self/mountinfo").read_bytes().splitlines():
         fields, _, super_fields = os.fsdecode(line).partition(" - ")
-        mountpoint = fields.split(" ")[4]
+        _, _, device, _, mountpoint = fields.split(" ")[:5]
         kind, source = super_fields.split(" ")[:2]
-        mounts.append(Mount(_unescape(mountpoint), kind, _unescape(source)))
+        mounts.append(Mount(_unescape(mountpoint), kind, _unescape(source), device))
     return mounts
 
 

@@ -1,12 +1,13 @@
 """The on-disk formats as values: parse, check, unlock, make. Parsing takes bytes and opens nothing."""
 
 from lukshdrfs.luks.header import MAX_EXTENT, PREFIX_SIZE, header_extent, parse_header
-from lukshdrfs.luks.kdf import KdfLimits
+from lukshdrfs.luks.kdf import NO_LIMITS, KdfLimits
 from lukshdrfs.luks.model import Digest, Header, Kdf, Keyslot, Segment, Token
 from lukshdrfs.luks.unlock import UnlockedKey, accept_volume_key, unlock
 
 __all__ = [
     "MAX_EXTENT",
+    "NO_LIMITS",
     "PREFIX_SIZE",
     "Digest",
     "Header",

@@ -8,6 +8,8 @@ Sources: LUKS2 specification, keyslot object `kdf`; RFC 2898 (PBKDF2); RFC 9106 
 
 from __future__ import annotations
 
+import threading
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from types import MappingProxyType
@@ -51,7 +53,13 @@ class KdfLimits:
     @staticmethod
     def _check(what: str, value: int, ceiling: int) -> None:
         if not 0 < value <= ceiling:
-            raise KeyslotError(f"its KDF cost is refused: {what} is {value}, allowed are 1 to {ceiling}")
+            raise KeyslotError(
+                f"its KDF cost is refused: {what} is {value}, allowed are 1 to {ceiling} (see --no-kdf-limit)"
+            )
+
+
+NO_LIMITS = KdfLimits(memory_kib=1 << 32, work_kib=1 << 64, iterations=1 << 32, lanes=1 << 24)
+"""Everything that a header can ask for; what the machine cannot do still fails."""
 
 
 def derive(kdf: Kdf, passphrase: SecretBytes, size: int) -> SecretBytes:
@@ -62,11 +70,32 @@ def derive(kdf: Kdf, passphrase: SecretBytes, size: int) -> SecretBytes:
     libraries refuse. Check the KDF against limits before.
     """
     key = SecretBytes(size)
-    if kdf.type == "pbkdf2":
-        pbkdf2_into(key, passphrase, kdf.salt, kdf.iterations, kdf.hash)
-    else:
-        _argon2_into(key, passphrase, kdf)
+
+    def work() -> None:
+        if kdf.type == "pbkdf2":
+            pbkdf2_into(key, passphrase, kdf.salt, kdf.iterations, kdf.hash)
+        else:
+            _argon2_into(key, passphrase, kdf)
+
+    _run_interruptibly(work)
     return key
+
+
+def _run_interruptibly(work: Callable[[], None]) -> None:
+    """Run in a thread: the main one can hear of Ctrl-C meanwhile, which C code does not let it for minutes."""
+    problems: list[BaseException] = []
+
+    def run() -> None:
+        try:
+            work()
+        except BaseException as error:  # noqa: BLE001 - raised again by who asked for the work
+            problems.append(error)
+
+    thread = threading.Thread(target=run, daemon=True)
+    thread.start()
+    thread.join()
+    if problems:
+        raise problems[0]
 
 
 def pbkdf2_into(key: SecretBytes, secret: SecretBytes, salt: bytes, iterations: int, hash_name: str) -> None:

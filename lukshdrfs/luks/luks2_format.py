@@ -80,7 +80,7 @@ def _base64(data: bytes | memoryview) -> str:
 def _keyslot_area(form: Luks2Format, volume_key: SecretBytes, passphrase: SecretBytes) -> bytes:
     size = len(volume_key) * STRIPES
     with (
-        SecretBytes.copy_of(os.urandom(round_up(size, AREA_ALIGNMENT))) as material,
+        SecretBytes.random(round_up(size, AREA_ALIGNMENT)) as material,
         derive(form.kdf, passphrase, len(volume_key)) as area_key,
         SectorCipher(form.cipher, area_key, AREA_SECTOR_SIZE) as cipher,
     ):

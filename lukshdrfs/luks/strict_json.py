@@ -2,7 +2,8 @@
 The JSON of a LUKS2 header as plain values, each checked where it is taken.
 
 What is legal follows json-c and cryptsetup's checks (lib/luks2/luks2_json_metadata.c): 64-bit numbers are
-decimal strings, everything is bounded. All that is wrong is a HeaderError that names the field.
+decimal strings, everything is bounded. All that is wrong is a HeaderError that names the field. Of what json-c takes
+beyond JSON, comments, single quotes, trailing commas and odd numbers are refused: no program writes them into headers.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ MAX_DEPTH = 32
 """Levels of values, the outermost one counted (json-c's JSON_TOKENER_DEFAULT_DEPTH)."""
 
 _LONGEST_INTEGER = 100
-_SPACE = " \t\n\v\f\r"
+_SPACE = " \t\n\r"
 _KINDS = {dict: "an object", list: "an array", str: "a string", int: "an integer"}
 
 
@@ -49,7 +50,16 @@ def load(area: bytes) -> Json:
         raise HeaderError("LUKS2 JSON area has bytes after the object")
     _check_depth(value)
     assert isinstance(value, dict)
-    return value
+    return _cut_at_nul(value) if "\\u0000" in text else value
+
+
+def _cut_at_nul(value: Any) -> Any:
+    """Let every string end at its first NUL, as it does for a program in C."""
+    if isinstance(value, str):
+        return value.partition("\0")[0]
+    if isinstance(value, dict):
+        return {_cut_at_nul(key): _cut_at_nul(child) for key, child in value.items()}
+    return [_cut_at_nul(child) for child in value] if isinstance(value, list) else value
 
 
 def _integer(digits: str) -> int:
@@ -83,8 +93,8 @@ def get(parent: Any, key: str, kind: type[T], where: str) -> T:
 
 
 def get_text(parent: Any, key: str, where: str) -> str:
-    """Return a string member that is not empty (to json-c, a string ends at its first NUL)."""
-    value = get(parent, key, str, where).partition("\0")[0]
+    """Return a string member that is not empty."""
+    value = get(parent, key, str, where)
     if not value:
         raise HeaderError(f"LUKS2 {where}: {key!r} is empty")
     return value

@@ -99,6 +99,8 @@ class FilePayload:
             return
         try:
             os.fdatasync(self._descriptor)
+        except ValueError:
+            raise PayloadError(f"payload {self._name} is closed", errno.EBADF) from None
         except OSError as error:
             raise self._failure("flushing", 0, error) from None
 

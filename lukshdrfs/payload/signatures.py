@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import shutil
 import subprocess
 
 from lukshdrfs.errors import DeviceError
@@ -15,13 +17,14 @@ def known_signature(name: str, *, ignore: str = "") -> str:
 
     `ignore` is a superblock type that does not count. Raises DeviceError if blkid is not installed.
     """
-    command = ["blkid", "--probe", "--output", "export"]
+    # ordinary users of Debian have no sbin in their PATH
+    blkid = shutil.which("blkid", path=f"{os.environ.get('PATH', os.defpath)}:/usr/sbin:/sbin")
+    if blkid is None:
+        raise DeviceError("blkid is not installed, by which existing data is recognised; install util-linux")
+    command = [blkid, "--probe", "--output", "export"]
     if ignore:
         command += ["--match-types", f"no{ignore}"]
-    try:
-        probe = subprocess.run([*command, "--", name], capture_output=True, text=True, check=False)
-    except FileNotFoundError:
-        raise DeviceError("blkid is not installed, by which existing data is recognised; install util-linux") from None
+    probe = subprocess.run([*command, "--", name], capture_output=True, text=True, check=False)
     if probe.returncode == FOUND_NOTHING:
         return ""
     fields = dict(line.split("=", 1) for line in probe.stdout.splitlines() if "=" in line)

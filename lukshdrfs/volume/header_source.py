@@ -56,7 +56,7 @@ def read_header(source: str | os.PathLike[str], pin: HeaderPin | None = None, *,
     name, pin = os.fspath(source), pin or HeaderPin()
     descriptor, ours = _open(name)
     try:
-        data, size = _read(descriptor, name, whole=bool(pin.sha256))
+        data, size = _read(descriptor, name, whole=bool(pin.sha256), lock=ours)
     finally:
         if ours:
             os.close(descriptor)
@@ -114,15 +114,16 @@ def _open(name: str) -> tuple[int, bool]:
         raise DeviceError(f"header {name}: {os.strerror(error.errno or 0)}") from None
 
 
-def _read(descriptor: int, name: str, *, whole: bool) -> tuple[bytes, int]:
-    """Return the header's bytes, and the size of what they are from."""
+def _read(descriptor: int, name: str, *, whole: bool, lock: bool) -> tuple[bytes, int]:
+    """Return the header's bytes, and the size of what they are from. A descriptor of the caller's is not locked."""
     try:
         mode = os.fstat(descriptor).st_mode
         if stat.S_ISDIR(mode):
             raise DeviceError(f"header {name} is a directory")
         if not (stat.S_ISREG(mode) or stat.S_ISBLK(mode)):
             return _read_stream(descriptor, name)
-        _lock_shared(descriptor, name)
+        if lock:
+            _lock_shared(descriptor, name)
         return _read_file(descriptor, name, whole=whole)
     except OSError as error:
         raise DeviceError(f"header {name}: {os.strerror(error.errno or 0)}") from None

@@ -59,6 +59,8 @@ class LockedVolume:
         check_usable(header)
         if not detached and header.segments[0].offset < len(header.area):
             raise UsageError("this is a header without data; name it with --header, and the payload beside it")
+        if not detached and overlaps_header(header):
+            raise HeaderError("a segment lies over the header itself")
         self._placed = _place(header, payload.size, window or Window())
 
     @property
@@ -122,6 +124,11 @@ class LockedVolume:
             "sector_size": str(segment.sector_size),
             "payload_offset": str(self._placed[0].payload_offset),
         }
+
+
+def overlaps_header(header: Header) -> bool:
+    """Whether a segment would begin in the header, were that on the payload itself."""
+    return any(segment.offset < len(header.area) for segment in header.segments)
 
 
 def _digest_of(header: Header, segment: Segment) -> Digest:
@@ -201,8 +208,12 @@ def _size_on_payload(segment: Segment, offset: int, wanted: int | None, payload_
         if tail := there % segment.sector_size:
             log.warning("the payload's last %d bytes are less than a sector and are left out", tail)
         return round_down(there, segment.sector_size)
+    if wanted <= 0 and segment.size is None:
+        raise UsageError("--size: the volume would be empty")
     if wanted <= 0 or wanted % segment.sector_size:
         raise HeaderError(f"segment {segment.id} has {wanted} bytes, not whole sectors")
+    if wanted > there and segment.size is None:
+        raise UsageError(f"--size: the payload has {there} bytes from byte {offset} on")
     if wanted > there:
         raise DeviceError(
             f"the payload has {payload_size} bytes; the header's segment {segment.id} needs {offset + wanted}: "
@@ -262,7 +273,7 @@ def lock_volume(
     `header_name` is where a detached header came from, None if it is attached.
     Raises what LockedVolume raises, and UsageError if header and payload are one file.
     """
-    if header_name is not None and _is_file(header_name, payload) and header.segments[0].offset == 0:
+    if header_name is not None and _is_file(header_name, payload) and overlaps_header(header):
         raise UsageError(f"header and payload are the same file: {header_name}")
     try:
         return LockedVolume(header, payload, detached=header_name is not None, window=window)

@@ -256,8 +256,8 @@ def test_a_window_against_the_header_is_wrong_usage(header: Header, window: Wind
 
 
 def test_a_window_that_the_payload_has_not_is_refused() -> None:
-    """A size past the payload's end is refused."""
-    with pytest.raises(DeviceError):
+    """A size past the payload's end is wrong usage: the number is the user's own."""
+    with pytest.raises(UsageError, match="--size"):
         locked(header_with(segment(0, 0, None)), MIB, Window(None, 2 * MIB))
 
 

@@ -19,17 +19,25 @@ MIB = 1 << 20
 PATIENCE_S = 10.0
 """Far above what any of the large documents takes, far below what a quadratic algorithm would."""
 
+no_nul = st.characters(exclude_characters="\0")
+names = st.text(no_nul, max_size=5)
 json_values = st.recursive(
-    st.none() | st.booleans() | st.integers() | st.text(alphabet=st.characters(exclude_characters="\0")),
-    lambda children: st.lists(children, max_size=4) | st.dictionaries(st.text(max_size=5), children, max_size=4),
+    st.none() | st.booleans() | st.integers() | st.text(no_nul),
+    lambda children: st.lists(children, max_size=4) | st.dictionaries(names, children, max_size=4),
     max_leaves=12,
 )
 
 
-@given(st.dictionaries(st.text(max_size=8), json_values, max_size=6), st.integers(1, 100), st.sampled_from([None, 2]))
+@given(st.dictionaries(names, json_values, max_size=6), st.integers(1, 100), st.sampled_from([None, 2]))
 def test_an_object_comes_back_as_it_was_written(value: dict[str, Any], nuls: int, indent: int | None) -> None:
     """Any object, however it is laid out, followed by NULs alone, gives itself."""
     assert sj.load(json.dumps(value, indent=indent).encode() + bytes(nuls)) == value
+
+
+@pytest.mark.parametrize(("text", "value"), [('{"a\\u0000b":1}', {"a": 1}), ('{"x":["0\\u00001"]}', {"x": ["0"]})])
+def test_strings_end_at_their_first_nul(text: str, value: dict[str, Any]) -> None:
+    """A NUL ends a string, as it does for cryptsetup, which is a program in C."""
+    assert sj.load(text.encode() + b"\0") == value
 
 
 @given(st.binary(max_size=300) | st.binary(max_size=200).map(lambda data: b"{" + data + b"\0\0"))

@@ -41,7 +41,7 @@ class Slot:
 def digest_of(number: int, key: bytes, keyslots: tuple[int, ...]) -> Digest:
     """Return a digest that verifies a key, as hashlib computes it."""
     salt = bytes([number]) * 32
-    return Digest(number, "pbkdf2", keyslots, (0,) if number == 0 else (), "sha256", 10, salt,
+    return Digest(number, "pbkdf2", frozenset(keyslots), frozenset({0} if number == 0 else ()), "sha256", 10, salt,
                   hashlib.pbkdf2_hmac("sha256", key, salt, 10, 32))  # fmt: skip
 
 
