@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import itertools
+import os
 import shutil
 import subprocess
 from collections.abc import Iterator
@@ -18,6 +19,9 @@ from support.mounts import Mounted
 from support.tools import require
 from support.volumes import MIB, MakeVolume, new_files
 from support.waiting import wait_until
+
+# the Pythons that tests start must take the installed package, not the sources that the tests run beside
+os.environ["PYTHONSAFEPATH"] = "1"
 
 # a deadline measures the machine, not the code
 hypothesis.settings.register_profile("lukshdrfs", deadline=None)
