@@ -1,5 +1,11 @@
-"""Names the C module's builder: cffi has no pyproject.toml form."""
+"""Names the C modules' builders: cffi has no pyproject.toml form."""
 
 from setuptools import setup
 
-setup(cffi_modules=["lukshdrfs/cipher/build_sector_cipher.py:ffibuilder"])
+setup(
+    cffi_modules=[
+        "lukshdrfs/cipher/build_sector_cipher.py:ffibuilder",
+        "lukshdrfs/volume/build_sector_locks.py:ffibuilder",
+        "lukshdrfs/fuse/build_lane.py:ffibuilder",
+    ]
+)

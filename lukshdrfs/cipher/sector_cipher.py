@@ -109,6 +109,11 @@ class SectorCipher:
         number = iv_sector & 0xFFFF_FFFF_FFFF_FFFF
         _check(lib.sector_cipher_crypt(self._cipher, encrypt, view, len(view), number), f"cipher {self.spec}")
 
+    @property
+    def c_address(self) -> int:
+        """Where the C object is, for `sector_cipher_crypt`; it lives until `close`."""
+        return int(ffi.cast("uintptr_t", self._cipher))
+
     def close(self) -> None:
         """Wipe the key and its schedules. No thread may still be using the cipher."""
         cipher, self._cipher = self._cipher, None
@@ -125,6 +130,11 @@ class SectorCipher:
     def __del__(self) -> None:
         if getattr(self, "_cipher", None) is not None and lib is not None:  # None while the interpreter ends
             self.close()
+
+
+def c_function() -> int:
+    """Return the address of `sector_cipher_crypt`, for C code of other modules."""
+    return int(ffi.cast("uintptr_t", ffi.addressof(lib, "sector_cipher_crypt")))
 
 
 def _check(status: int, what: str) -> None:

@@ -9,7 +9,7 @@ import shlex
 import sys
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from typing import TypeVar
+from typing import TypeVar, get_args
 
 from lukshdrfs.cli import logs
 from lukshdrfs.cli.arguments import Subparsers, add_header, add_secrets, number, pin, secret_source, size
@@ -17,7 +17,7 @@ from lukshdrfs.cli.mount_options import apply_options
 from lukshdrfs.cli.outcome import exit_status
 from lukshdrfs.cli.secrets import SecretSource
 from lukshdrfs.errors import DeviceError, LukshdrfsError, UsageError, WrongKey
-from lukshdrfs.fuse import MountOptions, check_fuse, check_mountpoint, run_in_background, serve
+from lukshdrfs.fuse import DataPath, MountOptions, check_fuse, check_mountpoint, run_in_background, serve
 from lukshdrfs.luks import NO_LIMITS, Header
 from lukshdrfs.payload import FilePayload
 from lukshdrfs.secret import SecretBytes, lock_process_memory
@@ -29,7 +29,7 @@ T = TypeVar("T")
 R = TypeVar("R")
 
 CACHE_MODES = ("writeback", "writethrough", "none")
-DATA_PATHS = ("auto", "native", "python")
+DATA_PATHS = get_args(DataPath)
 MAX_WORKERS = 1024
 
 
@@ -89,8 +89,6 @@ def _check_values(arguments: argparse.Namespace) -> None:
         raise UsageError(f"--cache {arguments.cache}: expected {', '.join(CACHE_MODES)}")
     if arguments.data_path not in DATA_PATHS:
         raise UsageError(f"--data-path {arguments.data_path}: expected {', '.join(DATA_PATHS)}")
-    if arguments.data_path == "native":
-        raise UsageError("--data-path native is not there yet; use auto or python")
     if not 1 <= arguments.workers <= MAX_WORKERS:
         raise UsageError(f"--workers {arguments.workers}: expected 1 to {MAX_WORKERS}")
     if "/" in arguments.name or arguments.name in ("", ".", ".."):
@@ -107,6 +105,7 @@ def _check(arguments: argparse.Namespace) -> _Request:
         name=arguments.name,
         direct_io=arguments.cache == "none",
         workers=arguments.workers,
+        data_path=arguments.data_path,
         uid=os.getuid() if arguments.uid is None else arguments.uid,
         gid=os.getgid() if arguments.gid is None else arguments.gid,
         umask=arguments.umask,

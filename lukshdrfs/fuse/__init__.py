@@ -3,10 +3,11 @@
 from lukshdrfs.fuse.background import run_in_background
 from lukshdrfs.fuse.daemon import check_fuse, check_mountpoint, serve
 from lukshdrfs.fuse.mounts import FILE_SYSTEM_TYPE, detach, find_mount
-from lukshdrfs.fuse.options import MountOptions
+from lukshdrfs.fuse.options import DataPath, MountOptions
 
 __all__ = [
     "FILE_SYSTEM_TYPE",
+    "DataPath",
     "MountOptions",
     "check_fuse",
     "check_mountpoint",

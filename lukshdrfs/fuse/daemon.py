@@ -14,6 +14,7 @@ import shutil
 import signal
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 
 import pyfuse3
@@ -21,6 +22,7 @@ import trio
 
 from lukshdrfs.errors import DeviceError, InUse, LukshdrfsError
 from lukshdrfs.fuse.filesystem import ImageFileSystem
+from lukshdrfs.fuse.lane import FastLane, fuse_descriptors
 from lukshdrfs.fuse.mounts import Mount, detach, find_mount
 from lukshdrfs.fuse.options import MountOptions
 from lukshdrfs.volume import Volume
@@ -29,6 +31,8 @@ log = logging.getLogger(__name__)
 
 DEVICE = "/dev/fuse"
 CONFIGURATION = Path("/etc/fuse.conf")
+READAHEAD_KIB = 1024
+"""The kernel's own is 128: a large file is read in as many more requests."""
 STANDARD_ERROR = 2
 
 
@@ -83,7 +87,7 @@ def serve(volume: Volume, options: MountOptions, ready: Callable[[], None], *, e
     With `end_on_hangup`, losing the terminal (SIGHUP) ends it too.
 
     The volume is flushed at the end, whatever the reason, and nothing stays mounted. Raises DeviceError if it
-    cannot be mounted, PayloadError if the last flush fails.
+    cannot be mounted, or not by the data path that was asked for; PayloadError if the last flush fails.
     """
     file_system = ImageFileSystem(volume, options)
     kernel_options = {
@@ -97,16 +101,54 @@ def serve(volume: Volume, options: MountOptions, ready: Callable[[], None], *, e
     # held back until somebody listens: from here on, ending means to unmount
     before = signal.pthread_sigmask(signal.SIG_BLOCK, signals)
     try:
+        others = fuse_descriptors()
         _mount(file_system, options, kernel_options)
         mounted = find_mount(options.mountpoint)
+        lane = None
         try:
-            trio.run(_serve_until_unmounted, mounted, ready, signals)
+            lane = _fast_lane(volume, options, fuse_descriptors() - others)
+            if lane:
+                file_system.show_property("data_path", "native")
+            trio.run(_serve_until_unmounted, _Serving(file_system, mounted, lane), ready, signals)
         finally:
+            if lane:
+                lane.stop()
             pyfuse3.close(unmount=_is_there(mounted))
             if not volume.read_only:
                 volume.flush()
     finally:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+@dataclass(frozen=True, slots=True)
+class _Serving:
+    """What is being served."""
+
+    file_system: ImageFileSystem
+    mounted: Mount | None
+    lane: FastLane | None
+
+
+def _fast_lane(volume: Volume, options: MountOptions, descriptors: set[int]) -> FastLane | None:
+    """Start the fast lane, if it is wanted and can be had. Raises DeviceError if nothing else will do."""
+    if options.data_path == "python":
+        return None
+    try:
+        return _start_lane(volume, options, descriptors)
+    except DeviceError as error:
+        if options.data_path == "native":
+            raise
+        log.warning("%s; requests are served by Python, more slowly", error)
+        return None
+
+
+def _start_lane(volume: Volume, options: MountOptions, descriptors: set[int]) -> FastLane:
+    access = volume.direct_access()
+    if access is None:
+        raise DeviceError("the fast lane needs a payload that is a file or a block device")
+    if len(descriptors) != 1:
+        raise DeviceError(f"the fast lane found {len(descriptors)} descriptors of {DEVICE} instead of one")
+    return FastLane(access, descriptors.pop(), options.workers)
 
 
 def _is_there(mounted: Mount | None) -> bool:
@@ -151,14 +193,33 @@ def _captured_stderr() -> Iterator[list[str]]:
         os.close(memory)
 
 
-async def _serve_until_unmounted(
-    mounted: Mount | None, ready: Callable[[], None], signals: set[signal.Signals]
-) -> None:
+async def _serve_until_unmounted(serving: _Serving, ready: Callable[[], None], signals: set[signal.Signals]) -> None:
     async with trio.open_nursery() as nursery:
-        await nursery.start(_end_on_signals, mounted, signals)
+        await nursery.start(_end_on_signals, serving.mounted, signals)
+        nursery.start_soon(_raise_readahead, serving)
+        if serving.lane:
+            nursery.start_soon(_end_with_lane, serving.lane)
         ready()
         await pyfuse3.main()
         nursery.cancel_scope.cancel()
+
+
+async def _end_with_lane(lane: FastLane) -> None:
+    """End when the lane does: it hears of the unmounting, libfuse does not."""
+    await lane.wait_ended()
+    pyfuse3.terminate()
+
+
+async def _raise_readahead(serving: _Serving) -> None:
+    """Have the kernel read further ahead, which is for root to ask."""
+    await serving.file_system.initialised.wait()  # until then the kernel may still lower it
+    if serving.mounted is None or os.geteuid() != 0:
+        return
+    setting = trio.Path(f"/sys/class/bdi/{serving.mounted.device}/read_ahead_kb")
+    try:
+        await setting.write_text(str(READAHEAD_KIB))
+    except OSError as error:
+        log.debug("%s: %s", setting, error.strerror)
 
 
 async def _end_on_signals(

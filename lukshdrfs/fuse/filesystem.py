@@ -90,11 +90,23 @@ class ImageFileSystem(pyfuse3.Operations):
         """Handles opened with O_SYNC or O_DSYNC."""
         self._next_handle = 1
         self._mounted_ns = time.time_ns()
+        self.initialised = trio.Event()
+        """Set when the kernel and libfuse have agreed on a protocol."""
         properties = {**volume.properties, "pid": str(os.getpid())}
         self._xattrs = {
             os.fsencode(XATTR_PREFIX + key): value.encode("utf-8", "surrogateescape")
             for key, value in properties.items()
         }
+
+        self.show_property("data_path", "python")
+
+    def show_property(self, name: str, value: str) -> None:
+        """Show something about the volume or the mount as an extended attribute of the image."""
+        self._xattrs[os.fsencode(XATTR_PREFIX + name)] = value.encode("utf-8", "surrogateescape")
+
+    def init(self) -> None:
+        """Note that requests will come from now on."""
+        self.initialised.set()
 
     async def _in_thread(self, work: Callable[..., T], *args: object) -> T:
         return await trio.to_thread.run_sync(work, *args, limiter=self._limiter)

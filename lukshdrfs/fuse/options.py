@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import os
 from dataclasses import dataclass, field
+from typing import Literal
+
+DataPath = Literal["auto", "native", "python"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -20,6 +23,8 @@ class MountOptions:
     """Pass every read and write on, without the kernel's page cache (`cache=none`)."""
     workers: int = 8
     """Requests that may wait for the payload at the same time, 1 or more."""
+    data_path: DataPath = "auto"
+    """Who serves reads and writes: the fast lane, Python, or the lane if it can be had."""
     uid: int = field(default_factory=os.getuid)
     gid: int = field(default_factory=os.getgid)
     umask: int = 0o077

@@ -20,6 +20,10 @@ class Payload(Protocol):
     def read_only(self) -> bool:
         """Whether writing is refused."""
 
+    @property
+    def descriptor(self) -> int | None:
+        """A file descriptor whose bytes are the payload's, at the same offsets; None if there is none."""
+
     def read_into(self, buffer: memoryview, offset: int) -> None:
         """Fill the whole buffer from byte `offset` on. A payload that ends before is a PayloadError."""
 

@@ -65,6 +65,11 @@ class FilePayload:
         """Whether writing is refused."""
         return self._read_only
 
+    @property
+    def descriptor(self) -> int:
+        """See Payload. Open as long as this object is."""
+        return self._descriptor
+
     def identity(self) -> tuple[int, int]:
         """Return device and inode number, by which two paths to one file are told."""
         status = os.fstat(self._descriptor)

@@ -19,6 +19,7 @@ from lukshdrfs.cipher import SectorCipher
 from lukshdrfs.errors import PayloadError, ReadOnlyError
 from lukshdrfs.payload import Payload
 from lukshdrfs.sectors import IV_SECTOR, SectorSpan
+from lukshdrfs.volume.direct_access import DirectAccess, DirectExtent
 from lukshdrfs.volume.sector_locks import SectorLocks
 
 log = logging.getLogger(__name__)
@@ -85,6 +86,27 @@ class Volume:
     def modified_ns(self) -> int:
         """Return when the payload was last written to, in nanoseconds since the epoch."""
         return self._payload.modified_ns()
+
+    def direct_access(self) -> DirectAccess | None:
+        """
+        Return what C code needs to read and write the volume by itself, beside this object and under its locks.
+
+        None if the payload has no descriptor. What is returned is good until `close`.
+        """
+        if self._payload.descriptor is None:
+            return None
+        extents = [
+            DirectExtent(
+                extent.start,
+                extent.size,
+                extent.payload_offset,
+                extent.iv_tweak,
+                extent.sector_size,
+                extent.cipher.c_address if extent.cipher else 0,
+            )
+            for extent in self._extents
+        ]
+        return DirectAccess(self._payload.descriptor, self.read_only, tuple(extents), self._locks.c_address)
 
     def pread(self, size: int, offset: int) -> bytes:
         """

@@ -29,6 +29,7 @@ class MemoryPayload:
         """Called with offset and size before a write."""
         self.half_way: Callable[[], None] = _nothing
         """Called in the middle of each read and write: other threads may come in between."""
+        self.descriptor = None
         self.flushes = 0
         self.closed = False
 

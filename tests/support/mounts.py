@@ -22,6 +22,25 @@ MOUNT_HELPER = Path(sys.executable).with_name("mount.lukshdrfs")
 
 Argument = str | os.PathLike[str]
 
+_data_path: list[str] = []
+
+
+@contextlib.contextmanager
+def all_over(data_path: str) -> Iterator[None]:
+    """Have every mount that names no data path take this one."""
+    before = list(_data_path)
+    _data_path[:] = ["--data-path", data_path]
+    try:
+        yield
+    finally:
+        _data_path[:] = before
+
+
+def _on_data_path(arguments: Sequence[Argument]) -> list[Argument]:
+    if arguments[:1] != ("mount",) or "--data-path" in arguments:
+        return [*arguments]
+    return ["mount", *_data_path, *arguments[1:]]
+
 
 def lukshdrfs(
     *arguments: Argument, stdin: bytes | None = None, command: Sequence[Argument] = (), timeout: float = 60
@@ -33,7 +52,7 @@ def lukshdrfs(
     `command` replaces the program, or puts another one in front of it.
     """
     done = subprocess.run(
-        [*(command or [LUKSHDRFS]), *arguments],
+        [*(command or [LUKSHDRFS]), *_on_data_path(arguments)],
         input=stdin if stdin is not None else b"",
         capture_output=True,
         timeout=timeout,
@@ -146,7 +165,7 @@ class Mounted:
 def foreground(*arguments: Argument, mountpoint: Path) -> Iterator[subprocess.Popen[bytes]]:
     """Run the program in the foreground, and see to it that neither it nor its mount outlives the block."""
     with subprocess.Popen(
-        [LUKSHDRFS, *arguments],
+        [LUKSHDRFS, *_on_data_path(arguments)],
         stdin=subprocess.DEVNULL,
         stdout=subprocess.DEVNULL,
         stderr=subprocess.PIPE,

@@ -1,0 +1,797 @@
+/* See lane.h. The protocol is the kernel's: include/uapi/linux/fuse.h. */
+#define _GNU_SOURCE
+#include "lane.h"
+
+#include <errno.h>
+#include <fcntl.h>
+#include <linux/falloc.h>
+#include <linux/fuse.h>
+#include <pthread.h>
+#include <signal.h>
+#include <stdatomic.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/mman.h>
+#include <sys/socket.h>
+#include <sys/uio.h>
+#include <time.h>
+#include <unistd.h>
+
+#include "sector_cipher.h"
+#include "sector_locks.h"
+
+/* Newer than some distributions' headers. */
+#ifndef FOPEN_PARALLEL_DIRECT_WRITES
+#define FOPEN_PARALLEL_DIRECT_WRITES (1 << 6) /* 7.37 */
+#endif
+#define DIRECT_IO_ALLOW_MMAP (1U << 4) /* flags2, 7.39: FUSE_DIRECT_IO_ALLOW_MMAP, bit 36 of all flags */
+
+#define LARGEST_REQUEST ((size_t)1 << 20) /* bytes of data; what INIT's answer grants is cut to it */
+#define LARGEST_SECTOR ((size_t)4096)
+#define LARGEST_ANSWER ((size_t)1 << 18) /* of libfuse: a directory's or a list of attributes */
+#define STACK_SIZE ((size_t)1 << 18)
+
+/* Threads beyond the workers, so that somebody is there to read what is not for us while all workers wait for a slow
+ * payload. Reads that find no free worker are put aside, so only more than these many writes can keep them all. */
+#define SPARE_THREADS 4
+
+/* Requests that the kernel may have under way in the background (readahead, writeback, asynchronous direct I/O);
+ * libfuse grants 12, which leaves deep queues idle. */
+#define MAX_BACKGROUND 128
+#define CONGESTION_THRESHOLD 96
+
+#define REMEMBERED_INTERRUPTS 16
+#define STOP_SIGNAL (SIGRTMIN + 5)
+
+typedef int (*crypt_function)(struct sector_cipher *, int, uint8_t *, size_t, uint64_t);
+typedef void (*hold_function)(struct sector_locks *, struct sector_range *, uint64_t, uint64_t, int);
+typedef void (*release_function)(struct sector_locks *, struct sector_range *);
+
+/* The start of a request, up to the data of a WRITE. */
+struct request {
+    struct fuse_in_header header;
+    union {
+        struct fuse_read_in read;
+        struct fuse_write_in write;
+        struct fuse_fallocate_in fallocate;
+        struct fuse_interrupt_in interrupt;
+        struct fuse_open_in open;
+        struct fuse_init_in init;
+    };
+};
+#define WRITE_HEAD (sizeof(struct fuse_in_header) + sizeof(struct fuse_write_in))
+
+/* A data request that waits for a free worker: a READ that was put aside, or a thread that holds its own request. */
+struct waiting {
+    struct waiting *next;
+    struct request *request; /* NULL: a thread waits for `turn` */
+    int turn;
+    pthread_cond_t called;
+};
+
+/* An OPEN that libfuse has not answered yet. */
+struct opening {
+    struct opening *next;
+    uint64_t unique;
+    uint32_t flags;
+};
+
+/* A thread. Its buffer is room for a sector, the data of the largest request, and room for another sector: so the
+ * sectors that a request touches only in part lie beside its data, and everything is done in place. */
+struct worker {
+    struct lane *lane;
+    pthread_t thread;
+    int started;
+    uint8_t *buffer;
+    struct request request;
+    uint64_t fallocating; /* unique of the FALLOCATE that it serves, under the lane's mutex */
+    atomic_int interrupted;
+};
+#define BUFFER_SIZE (LARGEST_SECTOR + LARGEST_REQUEST + LARGEST_SECTOR)
+
+struct lane {
+    struct lane_config config;
+    struct lane_extent *extents;
+    uint64_t size;
+    crypt_function crypt;
+    hold_function hold;
+    release_function release;
+
+    pthread_mutex_t mutex; /* for all that follows, up to the threads */
+    unsigned serving;      /* data requests under way, workers at most; nobody waits while there are fewer */
+    struct waiting *first_waiting, *last_waiting;
+    struct opening *openings;
+    uint64_t init_unique;
+    uint32_t offered2; /* flags2 of the kernel's INIT */
+    int coherent;      /* O_DIRECT may go past the page cache: the kernel keeps both in step */
+    uint64_t interrupts[REMEMBERED_INTERRUPTS];
+    unsigned next_interrupt;
+    unsigned reading; /* threads that have not ended */
+
+    atomic_int stopping;
+    pthread_t answers;
+    int answers_started;
+    size_t thread_count;
+    struct worker workers[];
+};
+
+static void tell(const struct lane *lane, enum lane_trouble trouble, uint64_t offset, int error) {
+    struct lane_event event = {.offset = offset, .trouble = (int32_t)trouble, .error = error};
+    /* a log that is full misses a line */
+    (void)send(lane->config.events, &event, sizeof event, MSG_DONTWAIT | MSG_NOSIGNAL);
+}
+
+/* --- answers to the kernel ------------------------------------------------------------------------------------- */
+
+static void answer(struct lane *lane, uint64_t unique, int error, const void *data, size_t size) {
+    struct fuse_out_header header = {
+        .len = (uint32_t)(sizeof header + size), .error = -error, .unique = unique};
+    struct iovec parts[2] = {{.iov_base = &header, .iov_len = sizeof header},
+                             {.iov_base = (void *)(uintptr_t)data, .iov_len = size}};
+    while (writev(lane->config.device, parts, size ? 2 : 1) < 0 && errno == EINTR)
+        ;
+    /* nothing to be done about the rest: the caller was killed (ENOENT), or the mount is gone (ENODEV) */
+}
+
+/* --- ciphertext ------------------------------------------------------------------------------------------------ */
+
+/* Returns 0 or an errno, as all that follow. */
+static int read_payload(struct lane *lane, uint8_t *data, size_t size, uint64_t offset) {
+    while (size) {
+        ssize_t count = pread(lane->config.payload, data, size, (off_t)offset);
+        if (count < 0 && errno == EINTR)
+            continue;
+        if (count <= 0) {
+            int error = count ? errno : EIO;
+            tell(lane, count ? LANE_READING : LANE_CUT_OFF, offset, error);
+            return error;
+        }
+        data += count;
+        size -= (size_t)count;
+        offset += (uint64_t)count;
+    }
+    return 0;
+}
+
+static int write_payload(struct lane *lane, const uint8_t *data, size_t size, uint64_t offset) {
+    while (size) {
+        ssize_t count = pwrite(lane->config.payload, data, size, (off_t)offset);
+        if (count < 0 && errno == EINTR)
+            continue;
+        if (count <= 0) {
+            int error = count ? errno : EIO;
+            tell(lane, LANE_WRITING, offset, error);
+            return error;
+        }
+        data += count;
+        size -= (size_t)count;
+        offset += (uint64_t)count;
+    }
+    return 0;
+}
+
+/* Whole sectors, in place; `at` is the first one's byte in the extent. */
+static int crypt_sectors(struct lane *lane, const struct lane_extent *extent, int encrypt, uint8_t *data, size_t size,
+                         uint64_t at) {
+    if (!extent->cipher)
+        return 0;
+    int status = lane->crypt(extent->cipher, encrypt, data, size, extent->iv_tweak + (at >> 9));
+    if (status == CIPHER_OK)
+        return 0;
+    int error = status == CIPHER_NO_MEMORY ? ENOMEM : EIO;
+    tell(lane, LANE_CIPHER, extent->payload_offset + at, error);
+    return error;
+}
+
+/* --- plaintext ------------------------------------------------------------------------------------------------- */
+
+/* The part of a range of plaintext that is in one extent, and the whole sectors around it. */
+struct piece {
+    const struct lane_extent *extent;
+    uint64_t at;   /* first whole sector, bytes in the extent */
+    size_t skip;   /* bytes of it before the range */
+    size_t size;   /* bytes of the range */
+    size_t covered; /* bytes of the whole sectors */
+};
+
+static struct piece piece_in(const struct lane_extent *extent, uint64_t offset, uint64_t end) {
+    uint64_t first = offset - extent->start;
+    uint64_t last = end - extent->start < extent->size ? end - extent->start : extent->size;
+    size_t skip = (size_t)(first % extent->sector_size);
+    size_t covered = skip + (size_t)(last - first);
+    covered += (extent->sector_size - covered % extent->sector_size) % extent->sector_size;
+    return (struct piece){
+        .extent = extent, .at = first - skip, .skip = skip, .size = (size_t)(last - first), .covered = covered};
+}
+
+static void hold(struct lane *lane, struct sector_range *range, const struct piece *piece, int exclusive) {
+    uint64_t start = piece->extent->start + piece->at;
+    lane->hold(lane->config.locks, range, start, start + piece->covered, exclusive);
+}
+
+/* The sectors come to lie around `data`, with the plaintext that was asked for at `data` itself. */
+static int read_piece(struct lane *lane, const struct piece *piece, uint8_t *data) {
+    uint8_t *sectors = data - piece->skip;
+    struct sector_range range;
+    hold(lane, &range, piece, 0);
+    int error = read_payload(lane, sectors, piece->covered, piece->extent->payload_offset + piece->at);
+    lane->release(lane->config.locks, &range);
+    return error ? error : crypt_sectors(lane, piece->extent, 0, sectors, piece->covered, piece->at);
+}
+
+/* Puts the plaintext of a sector that is only partly written around the part. */
+static int fetch_around(struct lane *lane, const struct piece *piece, uint8_t *sectors, size_t at, size_t from,
+                        size_t to) {
+    uint8_t sector[LARGEST_SECTOR];
+    size_t size = piece->extent->sector_size;
+    int error = read_payload(lane, sector, size, piece->extent->payload_offset + piece->at + at);
+    if (!error)
+        error = crypt_sectors(lane, piece->extent, 0, sector, size, piece->at + at);
+    if (!error) {
+        memcpy(sectors + at, sector, from);
+        memcpy(sectors + at + to, sector + to, size - to);
+    }
+    explicit_bzero(sector, sizeof sector);
+    return error;
+}
+
+static int fetch_partial_sectors(struct lane *lane, const struct piece *piece, uint8_t *sectors) {
+    size_t unit = piece->extent->sector_size, end = piece->skip + piece->size, last = piece->covered - unit;
+    if (piece->skip || end < unit) { /* `end` may lie in the first sector, too */
+        int error = fetch_around(lane, piece, sectors, 0, piece->skip, end < unit ? end : unit);
+        if (error || last == 0)
+            return error;
+    }
+    return end < piece->covered ? fetch_around(lane, piece, sectors, last, 0, end - last) : 0;
+}
+
+static int write_piece(struct lane *lane, const struct piece *piece, uint8_t *data) {
+    uint8_t *sectors = data - piece->skip;
+    struct sector_range range;
+    hold(lane, &range, piece, 1);
+    int error = fetch_partial_sectors(lane, piece, sectors);
+    if (!error)
+        error = crypt_sectors(lane, piece->extent, 1, sectors, piece->covered, piece->at);
+    if (!error)
+        error = write_payload(lane, sectors, piece->covered, piece->extent->payload_offset + piece->at);
+    lane->release(lane->config.locks, &range);
+    return error;
+}
+
+/* Does something with each piece of a range of plaintext. A piece that is not the first one begins at a sector's
+ * start, and one that is not the last ends at a sector's end: only the outer ends reach past the range. */
+static int with_pieces(struct lane *lane, int (*work)(struct lane *, const struct piece *, uint8_t *), uint8_t *data,
+                       uint64_t offset, size_t size) {
+    uint64_t end = offset + size;
+    for (size_t i = 0; i < lane->config.extent_count && offset < end; i++) {
+        if (offset - lane->extents[i].start >= lane->extents[i].size)
+            continue;
+        struct piece piece = piece_in(&lane->extents[i], offset, end);
+        int error = work(lane, &piece, data);
+        if (error)
+            return error;
+        data += piece.size;
+        offset += piece.size;
+    }
+    return 0;
+}
+
+/* How much of a range is before the volume's end. */
+static uint64_t clipped(const struct lane *lane, uint64_t offset, uint64_t size) {
+    if (offset >= lane->size)
+        return 0;
+    return size < lane->size - offset ? size : lane->size - offset;
+}
+
+/* --- the requests that are served here ------------------------------------------------------------------------- */
+
+static uint8_t *data_of(const struct worker *worker) { return worker->buffer + LARGEST_SECTOR; }
+
+static void serve_read(struct worker *worker) {
+    const struct request *request = &worker->request;
+    struct lane *lane = worker->lane;
+    uint64_t count = clipped(lane, request->read.offset, request->read.size);
+    int error = request->read.size > LARGEST_REQUEST ? EINVAL : 0; /* more than INIT's answer grants */
+    if (!error)
+        error = with_pieces(lane, read_piece, data_of(worker), request->read.offset, (size_t)count);
+    answer(lane, request->header.unique, error, data_of(worker), error ? 0 : (size_t)count);
+}
+
+static int flush_payload(struct lane *lane) {
+    if (fdatasync(lane->config.payload) == 0)
+        return 0;
+    int error = errno;
+    tell(lane, LANE_FLUSHING, 0, error);
+    return error;
+}
+
+static void serve_write(struct worker *worker) {
+    const struct request *request = &worker->request;
+    struct lane *lane = worker->lane;
+    uint64_t count = clipped(lane, request->write.offset, request->write.size);
+    struct fuse_write_out written = {.size = (uint32_t)count};
+    int error = 0;
+    if (lane->config.read_only)
+        error = EROFS;
+    else if (request->write.size && !count)
+        error = ENOSPC; /* as at the end of a block device */
+    else
+        error = with_pieces(lane, write_piece, data_of(worker), request->write.offset, (size_t)count);
+    if (!error && request->write.flags & O_DSYNC) /* O_SYNC contains it; the kernel leaves that to us */
+        error = flush_payload(lane);
+    answer(lane, request->header.unique, error, &written, error ? 0 : sizeof written);
+}
+
+/* Space for a range, from the payload's own file system. Its bytes stay what they are. */
+static int preallocate(struct lane *lane, uint64_t offset, uint64_t size) {
+    if (lane->config.payload_is_device)
+        return 0;
+    for (size_t i = 0; i < lane->config.extent_count; i++) {
+        const struct lane_extent *extent = &lane->extents[i];
+        if (!size || offset - extent->start >= extent->size)
+            continue;
+        struct piece piece = piece_in(extent, offset, offset + size);
+        uint64_t at = extent->payload_offset + piece.at;
+        int failed;
+        do
+            failed = fallocate(lane->config.payload, FALLOC_FL_KEEP_SIZE, (off_t)at, (off_t)piece.covered);
+        while (failed && errno == EINTR && !atomic_load(&lane->stopping));
+        if (failed) {
+            int error = errno;
+            tell(lane, LANE_ALLOCATING, at, error);
+            return error;
+        }
+        offset += piece.size;
+        size -= piece.size;
+    }
+    return 0;
+}
+
+/* Has the kernel forget what it has cached of a range: for a FALLOCATE that ends half-way it does not by itself. */
+static void forget_cached(struct lane *lane, uint64_t node, uint64_t offset, uint64_t size) {
+    struct {
+        struct fuse_out_header header;
+        struct fuse_notify_inval_inode_out range;
+    } notice = {.header = {.len = sizeof notice, .error = FUSE_NOTIFY_INVAL_INODE, .unique = 0},
+                .range = {.ino = node, .off = (int64_t)offset, .len = (int64_t)size}};
+    while (write(lane->config.device, &notice, sizeof notice) < 0 && errno == EINTR)
+        ;
+}
+
+/* Writes zeros, encrypted, in steps; ends early with EINTR if the caller is interrupted. */
+static int write_zeros(struct worker *worker, uint64_t offset, uint64_t size) {
+    struct lane *lane = worker->lane;
+    uint64_t start = offset;
+    int error = 0;
+    while (size && !error) {
+        /* steps end where the next one can begin with a whole sector */
+        uint64_t step = LARGEST_REQUEST - offset % LARGEST_SECTOR;
+        if (step > size)
+            step = size;
+        memset(data_of(worker), 0, (size_t)step);
+        if (atomic_load(&worker->interrupted) || atomic_load(&lane->stopping))
+            error = EINTR;
+        else
+            error = with_pieces(lane, write_piece, data_of(worker), offset, (size_t)step);
+        if (!error) {
+            offset += step;
+            size -= step;
+        }
+    }
+    if (error && offset > start)
+        forget_cached(lane, worker->request.header.nodeid, start, offset - start);
+    return error;
+}
+
+static void serve_fallocate(struct worker *worker) {
+    const struct fuse_fallocate_in *in = &worker->request.fallocate;
+    struct lane *lane = worker->lane;
+    const uint32_t zeroing = FALLOC_FL_PUNCH_HOLE | FALLOC_FL_ZERO_RANGE;
+    uint64_t size = clipped(lane, in->offset, in->length);
+    int error = 0;
+    if (lane->config.read_only)
+        error = EROFS;
+    else if (in->mode & ~(zeroing | (uint32_t)FALLOC_FL_KEEP_SIZE))
+        error = EOPNOTSUPP;
+    else if (!(in->mode & FALLOC_FL_KEEP_SIZE) && size < in->length)
+        error = ENOSPC; /* the image would have to grow */
+    else if (in->mode & zeroing)
+        error = write_zeros(worker, in->offset, size);
+    else
+        error = preallocate(lane, in->offset, size);
+    answer(lane, worker->request.header.unique, error, NULL, 0);
+}
+
+/* From here on an INTERRUPT finds the FALLOCATE; one that came earlier is remembered. */
+static void begin_fallocate(struct worker *worker) {
+    struct lane *lane = worker->lane;
+    pthread_mutex_lock(&lane->mutex);
+    worker->fallocating = worker->request.header.unique;
+    atomic_store(&worker->interrupted, 0);
+    for (size_t i = 0; i < REMEMBERED_INTERRUPTS; i++)
+        if (lane->interrupts[i] == worker->fallocating)
+            atomic_store(&worker->interrupted, 1);
+    pthread_mutex_unlock(&lane->mutex);
+}
+
+static void end_fallocate(struct worker *worker) {
+    pthread_mutex_lock(&worker->lane->mutex);
+    worker->fallocating = 0;
+    pthread_mutex_unlock(&worker->lane->mutex);
+}
+
+/* Reads and writes are not interrupted: programs do not expect that of a file, and they end by themselves. Nor does
+ * anything in pyfuse3 listen. An INTERRUPT has no answer. */
+static void interrupt(struct lane *lane, uint64_t unique) {
+    pthread_mutex_lock(&lane->mutex);
+    lane->interrupts[lane->next_interrupt++ % REMEMBERED_INTERRUPTS] = unique;
+    for (size_t i = 0; i < lane->thread_count; i++)
+        if (lane->workers[i].fallocating == unique)
+            atomic_store(&lane->workers[i].interrupted, 1);
+    pthread_mutex_unlock(&lane->mutex);
+}
+
+static void serve(struct worker *worker) {
+    switch (worker->request.header.opcode) {
+    case FUSE_READ:
+        serve_read(worker);
+        break;
+    case FUSE_WRITE:
+        serve_write(worker);
+        break;
+    case FUSE_FALLOCATE:
+        begin_fallocate(worker);
+        serve_fallocate(worker);
+        end_fallocate(worker);
+        break;
+    }
+}
+
+/* --- whose turn it is ------------------------------------------------------------------------------------------ */
+
+static void queue(struct lane *lane, struct waiting *waiting) {
+    waiting->next = NULL;
+    if (lane->first_waiting)
+        lane->last_waiting->next = waiting;
+    else
+        lane->first_waiting = waiting;
+    lane->last_waiting = waiting;
+}
+
+/* Returns whether the worker is to serve its request now. If not, the request was put aside for another one. */
+static int begin(struct worker *worker) {
+    struct lane *lane = worker->lane;
+    struct waiting *aside = NULL;
+    struct waiting here = {.turn = 0};
+    pthread_mutex_lock(&lane->mutex);
+    if (lane->serving < lane->config.workers) {
+        lane->serving++;
+        pthread_mutex_unlock(&lane->mutex);
+        return 1;
+    }
+    if (worker->request.header.opcode == FUSE_READ && (aside = malloc(sizeof *aside + sizeof worker->request))) {
+        aside->request = (struct request *)(aside + 1);
+        memcpy(aside->request, &worker->request, sizeof worker->request);
+        queue(lane, aside);
+    } else {
+        pthread_cond_init(&here.called, NULL);
+        queue(lane, &here);
+        while (!here.turn)
+            pthread_cond_wait(&here.called, &lane->mutex);
+        pthread_cond_destroy(&here.called);
+    }
+    pthread_mutex_unlock(&lane->mutex);
+    return !aside;
+}
+
+/* Returns whether there is another request for the worker, which then is in its place. */
+static int next(struct worker *worker) {
+    struct lane *lane = worker->lane;
+    pthread_mutex_lock(&lane->mutex);
+    struct waiting *waiting = lane->first_waiting;
+    struct request *request = waiting ? waiting->request : NULL;
+    if (waiting)
+        lane->first_waiting = waiting->next;
+    else
+        lane->serving--;
+    if (waiting && !request) { /* it goes on in this one's stead */
+        waiting->turn = 1;
+        pthread_cond_signal(&waiting->called);
+    }
+    pthread_mutex_unlock(&lane->mutex);
+    if (!request)
+        return 0;
+    memcpy(&worker->request, request, sizeof worker->request);
+    free(waiting);
+    return 1;
+}
+
+/* --- what goes through libfuse --------------------------------------------------------------------------------- */
+
+static void note_init(struct lane *lane, const struct request *request) {
+    pthread_mutex_lock(&lane->mutex);
+    lane->init_unique = request->header.unique;
+    if (request->init.flags & FUSE_INIT_EXT)
+        lane->offered2 = request->init.flags2;
+    pthread_mutex_unlock(&lane->mutex);
+}
+
+static void note_open(struct lane *lane, const struct request *request) {
+    struct opening *opening = malloc(sizeof *opening);
+    if (!opening)
+        return; /* the file is opened as libfuse says, which is right, if slower */
+    opening->unique = request->header.unique;
+    opening->flags = request->open.flags;
+    pthread_mutex_lock(&lane->mutex);
+    opening->next = lane->openings;
+    lane->openings = opening;
+    pthread_mutex_unlock(&lane->mutex);
+}
+
+static void forward(struct worker *worker, const uint8_t *message, size_t size) {
+    struct lane *lane = worker->lane;
+    const struct fuse_in_header *header = &worker->request.header;
+    if (header->opcode == FUSE_INIT)
+        note_init(lane, &worker->request);
+    else if (header->opcode == FUSE_OPEN)
+        note_open(lane, &worker->request);
+    ssize_t sent;
+    do
+        sent = send(lane->config.libfuse, message, size, MSG_NOSIGNAL);
+    while (sent < 0 && errno == EINTR);
+    if (sent < 0 && header->opcode != FUSE_FORGET && header->opcode != FUSE_BATCH_FORGET)
+        answer(lane, header->unique, EIO, NULL, 0); /* libfuse is gone: the mount is ending */
+}
+
+/* Grants what libfuse does not know of, and nothing that our buffers do not hold. */
+static void amend_init(struct lane *lane, struct fuse_init_out *out, size_t size) {
+    if (size < offsetof(struct fuse_init_out, unused)) /* the protocol before 7.23, Linux 3.15 */
+        return;
+    if (out->max_write > LARGEST_REQUEST)
+        out->max_write = LARGEST_REQUEST;
+    if (out->max_pages > LARGEST_REQUEST / LARGEST_SECTOR)
+        out->max_pages = LARGEST_REQUEST / LARGEST_SECTOR;
+    out->max_readahead = LARGEST_REQUEST;
+    out->max_background = MAX_BACKGROUND;
+    out->congestion_threshold = CONGESTION_THRESHOLD;
+    /* nobody else changes the payload: a new time of modification is our own doing, and no reason to drop the cache */
+    out->flags &= ~(uint32_t)FUSE_AUTO_INVAL_DATA;
+    if (lane->offered2 & DIRECT_IO_ALLOW_MMAP) {
+        out->flags |= FUSE_INIT_EXT;
+        out->flags2 |= DIRECT_IO_ALLOW_MMAP;
+        lane->coherent = 1;
+    }
+}
+
+/* Direct writes in parallel: the sectors' own locks keep them apart where they meet. */
+static void amend_open(const struct lane *lane, struct fuse_open_out *out, uint32_t flags) {
+    if (flags & O_DIRECT && lane->coherent)
+        out->open_flags |= FOPEN_DIRECT_IO;
+    if (out->open_flags & FOPEN_DIRECT_IO)
+        out->open_flags |= FOPEN_PARALLEL_DIRECT_WRITES;
+}
+
+static void amend(struct lane *lane, uint8_t *message, size_t size) {
+    struct fuse_out_header header;
+    if (size < sizeof header)
+        return;
+    memcpy(&header, message, sizeof header);
+    uint8_t *body = message + sizeof header;
+    size -= sizeof header;
+    pthread_mutex_lock(&lane->mutex);
+    if (header.unique && header.unique == lane->init_unique && size) { /* 0: a notification */
+        struct fuse_init_out out = {0};
+        size_t known = size < sizeof out ? size : sizeof out;
+        memcpy(&out, body, known);
+        amend_init(lane, &out, size);
+        memcpy(body, &out, known);
+        lane->init_unique = 0;
+    }
+    for (struct opening **at = &lane->openings; *at; at = &(*at)->next)
+        if ((*at)->unique == header.unique) {
+            struct opening *opening = *at;
+            struct fuse_open_out out;
+            if (size == sizeof out) {
+                memcpy(&out, body, sizeof out);
+                amend_open(lane, &out, opening->flags);
+                memcpy(body, &out, sizeof out);
+            }
+            *at = opening->next;
+            free(opening);
+            break;
+        }
+    pthread_mutex_unlock(&lane->mutex);
+}
+
+/* The thread that brings libfuse's answers to the kernel. */
+static void *bring_answers(void *argument) {
+    struct lane *lane = argument;
+    uint8_t *message = malloc(LARGEST_ANSWER);
+    while (message) {
+        ssize_t size = recv(lane->config.libfuse, message, LARGEST_ANSWER, MSG_TRUNC);
+        if (size < 0 && errno == EINTR)
+            continue;
+        if (size <= 0)
+            break;
+        if ((size_t)size > LARGEST_ANSWER) {
+            tell(lane, LANE_TOO_LONG, 0, EMSGSIZE);
+            struct fuse_out_header header;
+            memcpy(&header, message, sizeof header);
+            answer(lane, header.unique, EIO, NULL, 0);
+            continue;
+        }
+        amend(lane, message, (size_t)size);
+        while (write(lane->config.device, message, (size_t)size) < 0 && errno == EINTR)
+            ;
+    }
+    free(message);
+    return NULL;
+}
+
+/* --- the threads ----------------------------------------------------------------------------------------------- */
+
+/* Returns the size of the next request, which lies before and at the buffer's data; 0 at the end. */
+static size_t read_request(struct worker *worker) {
+    struct lane *lane = worker->lane;
+    uint8_t *start = data_of(worker) - WRITE_HEAD;
+    while (!atomic_load(&lane->stopping)) {
+        ssize_t size = read(lane->config.device, start, WRITE_HEAD + LARGEST_REQUEST);
+        if (size >= (ssize_t)sizeof(struct fuse_in_header)) {
+            memset(&worker->request, 0, sizeof worker->request);
+            memcpy(&worker->request, start, (size_t)size < sizeof worker->request ? (size_t)size : sizeof worker->request);
+            return (size_t)size;
+        }
+        if (size == 0 || (size < 0 && errno == ENODEV)) /* unmounted */
+            return 0;
+        if (size < 0 && errno != EINTR && errno != ENOENT && errno != EAGAIN) { /* ENOENT: its caller was killed */
+            tell(lane, LANE_DEVICE, 0, errno);
+            return 0;
+        }
+    }
+    return 0;
+}
+
+static void dispatch(struct worker *worker, size_t size) {
+    switch (worker->request.header.opcode) {
+    case FUSE_READ:
+    case FUSE_WRITE:
+    case FUSE_FALLOCATE:
+        if (begin(worker))
+            do
+                serve(worker);
+            while (next(worker));
+        break;
+    case FUSE_INTERRUPT:
+        interrupt(worker->lane, worker->request.interrupt.unique);
+        break;
+    default:
+        forward(worker, data_of(worker) - WRITE_HEAD, size);
+    }
+}
+
+static void *work(void *argument) {
+    struct worker *worker = argument;
+    struct lane *lane = worker->lane;
+    size_t size;
+    pthread_mutex_lock(&lane->mutex); /* held until all threads are there */
+    pthread_mutex_unlock(&lane->mutex);
+    while ((size = read_request(worker)))
+        dispatch(worker, size);
+    pthread_mutex_lock(&lane->mutex);
+    if (--lane->reading == 0)
+        shutdown(lane->config.events, SHUT_WR);
+    pthread_mutex_unlock(&lane->mutex);
+    return NULL;
+}
+
+/* Interrupts a read of /dev/fuse; what it finds is that the lane is stopping. */
+static void wake(int number) { (void)number; }
+
+static int start_thread(pthread_t *thread, void *(*run)(void *), void *argument) {
+    pthread_attr_t attributes;
+    pthread_attr_init(&attributes);
+    pthread_attr_setstacksize(&attributes, STACK_SIZE);
+    int error = pthread_create(thread, &attributes, run, argument);
+    pthread_attr_destroy(&attributes);
+    return error;
+}
+
+/* The threads take no signals but ours: the rest are the program's, which has a thread for them. */
+static int start_threads(struct lane *lane) {
+    sigset_t ours, before;
+    struct sigaction action = {.sa_handler = wake}; /* without SA_RESTART */
+    sigaction(STOP_SIGNAL, &action, NULL);
+    sigfillset(&ours);
+    sigdelset(&ours, STOP_SIGNAL);
+    pthread_sigmask(SIG_SETMASK, &ours, &before);
+    int error = start_thread(&lane->answers, bring_answers, lane);
+    lane->answers_started = !error;
+    /* all or none: the mutex keeps the first ones from reading anything until the last one is there */
+    pthread_mutex_lock(&lane->mutex);
+    for (size_t i = 0; i < lane->thread_count && !error; i++) {
+        error = start_thread(&lane->workers[i].thread, work, &lane->workers[i]);
+        lane->workers[i].started = !error;
+        lane->reading += !error;
+    }
+    atomic_store(&lane->stopping, error != 0);
+    pthread_mutex_unlock(&lane->mutex);
+    pthread_sigmask(SIG_SETMASK, &before, NULL);
+    return error;
+}
+
+static void release_memory(struct lane *lane) {
+    for (size_t i = 0; i < lane->thread_count; i++)
+        if (lane->workers[i].buffer)
+            munmap(lane->workers[i].buffer, BUFFER_SIZE);
+    while (lane->openings) {
+        struct opening *opening = lane->openings;
+        lane->openings = opening->next;
+        free(opening);
+    }
+    pthread_mutex_destroy(&lane->mutex);
+    free(lane->extents);
+    free(lane);
+}
+
+static struct lane *lane_new(const struct lane_config *config) {
+    size_t count = config->workers + SPARE_THREADS;
+    struct lane *lane = calloc(1, sizeof *lane + count * sizeof lane->workers[0]);
+    if (!lane)
+        return NULL;
+    pthread_mutex_init(&lane->mutex, NULL);
+    lane->config = *config;
+    lane->crypt = (crypt_function)config->crypt;
+    lane->hold = (hold_function)config->hold;
+    lane->release = (release_function)config->release;
+    lane->thread_count = count;
+    lane->extents = calloc(config->extent_count, sizeof *lane->extents);
+    int complete = lane->extents != NULL;
+    if (complete) {
+        memcpy(lane->extents, config->extents, config->extent_count * sizeof *lane->extents);
+        lane->size = lane->extents[config->extent_count - 1].start + lane->extents[config->extent_count - 1].size;
+    }
+    for (size_t i = 0; i < count && complete; i++) {
+        void *buffer = mmap(NULL, BUFFER_SIZE, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+        complete = buffer != MAP_FAILED;
+        lane->workers[i].lane = lane;
+        lane->workers[i].buffer = complete ? buffer : NULL;
+        if (complete)
+            madvise(buffer, BUFFER_SIZE, MADV_DONTDUMP); /* plaintext */
+    }
+    if (complete)
+        return lane;
+    release_memory(lane);
+    return NULL;
+}
+
+struct lane *lane_start(const struct lane_config *config, int *error) {
+    struct lane *lane = lane_new(config);
+    *error = lane ? start_threads(lane) : ENOMEM;
+    if (lane && *error) {
+        lane_stop(lane);
+        lane = NULL;
+    }
+    return lane;
+}
+
+static void join_worker(pthread_t thread) {
+    struct timespec until;
+    do { /* again and again: a signal may come just before the read that it is to interrupt */
+        pthread_kill(thread, STOP_SIGNAL);
+        clock_gettime(CLOCK_REALTIME, &until);
+        until.tv_nsec += 5000000;
+        until.tv_sec += until.tv_nsec / 1000000000;
+        until.tv_nsec %= 1000000000;
+    } while (pthread_timedjoin_np(thread, NULL, &until) == ETIMEDOUT);
+}
+
+void lane_stop(struct lane *lane) {
+    atomic_store(&lane->stopping, 1);
+    for (size_t i = 0; i < lane->thread_count; i++)
+        if (lane->workers[i].started)
+            join_worker(lane->workers[i].thread);
+    shutdown(lane->config.libfuse, SHUT_RDWR); /* ends the other thread's wait */
+    if (lane->answers_started)
+        pthread_join(lane->answers, NULL);
+    release_memory(lane);
+}

@@ -1,0 +1,61 @@
+/* The fast lane: threads that serve READ, WRITE and FALLOCATE of the image straight from /dev/fuse.
+ *
+ * Every other request goes through a socket to libfuse, as it is, and libfuse's answers come back the same way.
+ * ARCHITECTURE.md, "The fast lane", has the life of a request and the invariants. */
+#ifndef LUKSHDRFS_LANE_H
+#define LUKSHDRFS_LANE_H
+
+#include <stddef.h>
+#include <stdint.h>
+
+/* A segment in its place; see lukshdrfs/volume/volume.py, Extent. All in bytes but iv_tweak (512-byte sectors). */
+struct lane_extent {
+    uint64_t start, size, payload_offset, iv_tweak;
+    uint32_t sector_size;
+    void *cipher; /* NULL: stored as it is */
+};
+
+struct lane_config {
+    int device;  /* /dev/fuse, blocking */
+    int libfuse; /* our end of the socket pair whose other end libfuse takes for /dev/fuse */
+    int payload;
+    int events; /* a socket: a message is a struct lane_event; its end says that the last thread has ended */
+    int read_only;
+    int payload_is_device; /* a block device has all its space already */
+    unsigned workers;      /* data requests that are served at the same time */
+    size_t extent_count;
+    const struct lane_extent *extents; /* without gaps from byte 0 on; copied */
+    void *locks;                       /* shared with everybody else who writes the volume */
+    /* functions of the other C modules: sector_cipher_crypt, sector_locks_hold, sector_locks_release */
+    uintptr_t crypt, hold, release;
+};
+
+enum lane_trouble {
+    LANE_READING = 1,
+    LANE_WRITING,
+    LANE_FLUSHING,
+    LANE_ALLOCATING,
+    LANE_CUT_OFF,  /* the payload is shorter than it was */
+    LANE_CIPHER,   /* the crypto library failed */
+    LANE_DEVICE,   /* /dev/fuse failed; the lane ends */
+    LANE_TOO_LONG, /* libfuse's answer is longer than any that is known */
+};
+
+/* A request that was answered with an error, for the log. */
+struct lane_event {
+    uint64_t offset; /* bytes, on the payload */
+    int32_t trouble; /* enum lane_trouble */
+    int32_t error;   /* errno */
+};
+
+struct lane;
+
+/* Starts the threads. Returns NULL and sets *error to an errno if that fails; then nothing has been read, but the
+ * socket to libfuse is shut down. */
+struct lane *lane_start(const struct lane_config *config, int *error);
+
+/* Returns when every request that was begun is answered and all threads have ended, whether the file system is still
+ * mounted or not; frees the lane. All descriptors stay the caller's. */
+void lane_stop(struct lane *lane);
+
+#endif

@@ -1,0 +1,152 @@
+"""
+The fast lane from Python's side: put it in between the kernel and libfuse, hear of its end, end it.
+
+While it is there, what libfuse takes for /dev/fuse is a socket, and lane.c's threads read the real one.
+"""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import logging
+import os
+import socket
+import stat
+import struct
+from pathlib import Path
+
+import trio
+
+from lukshdrfs.errors import DeviceError
+from lukshdrfs.fuse._lane import ffi, lib
+from lukshdrfs.volume import DirectAccess
+
+log = logging.getLogger(__name__)
+
+DEVICE = "/dev/fuse"
+_EVENT = struct.Struct("=Qii")
+_TROUBLES = {
+    lib.LANE_READING: "payload: reading at byte {offset}: {error}",
+    lib.LANE_WRITING: "payload: writing at byte {offset}: {error}",
+    lib.LANE_FLUSHING: "payload: flushing: {error}",
+    lib.LANE_ALLOCATING: "payload: allocating at byte {offset}: {error}",
+    lib.LANE_CUT_OFF: "payload ends at byte {offset}; it was cut off while in use",
+    lib.LANE_CIPHER: "the cipher failed at byte {offset} of the payload: {error}",
+    lib.LANE_DEVICE: f"{DEVICE}: {{error}}; the mount ends",
+    lib.LANE_TOO_LONG: "libfuse's answer to a request is longer than any known one",
+}
+
+
+def fuse_descriptors() -> set[int]:
+    """Return this process's descriptors of /dev/fuse."""
+    found = set()
+    for entry in Path("/proc/self/fd").iterdir():
+        try:
+            target = entry.readlink()
+        except OSError:
+            continue  # the directory's own
+        if str(target) == DEVICE:
+            found.add(int(entry.name))
+    return found
+
+
+def check_splice() -> None:
+    """
+    Raise DeviceError if splice(2) does not take a whole message from a socket: so libfuse reads requests.
+
+    It does since sockets can be spliced from at all; but without it, every mount would hang.
+    """
+    here, there = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    receiver, sender = os.pipe()
+    try:
+        here.send(b"request")
+        here.send(b"next")
+        os.set_blocking(sender, False)
+        there.setblocking(False)
+        first = _splice(there.fileno(), sender)
+        if first != len(b"request") or os.read(receiver, 64) != b"request":
+            raise DeviceError("splice(2) does not keep the messages of a socket apart on this kernel")
+    except OSError as error:
+        raise DeviceError(f"splice(2) from a socket: {error.strerror}") from None
+    finally:
+        here.close()
+        there.close()
+        os.close(receiver)
+        os.close(sender)
+
+
+def _splice(source: int, target: int) -> int:
+    return os.splice(source, target, 1 << 16)
+
+
+class FastLane:
+    """The running lane. Start it between pyfuse3's `init` and `main`; stop it before the volume is closed."""
+
+    def __init__(self, access: DirectAccess, descriptor: int, workers: int) -> None:
+        """
+        Take over `descriptor`, which is libfuse's of /dev/fuse. `workers` requests are served at once.
+
+        Raises DeviceError if that is not possible; everything is as it was then.
+        """
+        check_splice()
+        self._device = os.dup(descriptor)
+        fcntl.fcntl(self._device, fcntl.F_SETFD, fcntl.FD_CLOEXEC)
+        os.set_blocking(self._device, True)
+        self._ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        self._events, self._told = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        error = ffi.new("int *")
+        self._lane = lib.lane_start(self._configuration(access, workers), error)
+        if self._lane == ffi.NULL:
+            theirs.close()
+            self._close()
+            raise DeviceError(f"the fast lane cannot be started: {os.strerror(error[0])}")
+        # libfuse reads nothing before pyfuse3.main() runs; what the lane has sent until then waits in the socket
+        os.dup2(theirs.fileno(), descriptor, inheritable=False)
+        theirs.close()
+
+    def _configuration(self, access: DirectAccess, workers: int) -> object:
+        extents = ffi.new("struct lane_extent[]", len(access.extents))
+        for target, extent in zip(extents, access.extents, strict=True):
+            target.start, target.size = extent.start, extent.size
+            target.payload_offset, target.iv_tweak = extent.payload_offset, extent.iv_tweak
+            target.sector_size = extent.sector_size
+            target.cipher = ffi.cast("void *", extent.cipher)
+        configuration = ffi.new("struct lane_config *")
+        configuration.device = self._device
+        configuration.libfuse = self._ours.fileno()
+        configuration.payload = access.descriptor
+        configuration.events = self._told.fileno()
+        configuration.read_only = access.read_only
+        configuration.payload_is_device = stat.S_ISBLK(os.fstat(access.descriptor).st_mode)
+        configuration.workers = workers
+        configuration.extent_count = len(access.extents)
+        configuration.extents = extents
+        configuration.locks = ffi.cast("void *", access.locks)
+        configuration.crypt = access.crypt
+        configuration.hold, configuration.release = access.lock_functions
+        self._kept = extents  # until lane_start() has copied them
+        return configuration
+
+    async def wait_ended(self) -> None:
+        """Return when the kernel has no more requests, for the file system is unmounted; log errors until then."""
+        events = trio.socket.from_stdlib_socket(self._events)
+        events_left = True
+        while events_left:
+            message = await events.recv(_EVENT.size)
+            events_left = bool(message)
+            if events_left:
+                offset, trouble, error = _EVENT.unpack(message)
+                log.error(_TROUBLES[trouble].format(offset=offset, error=os.strerror(error or errno.EIO)))
+
+    def stop(self) -> None:
+        """Answer what was begun, and end all threads. The file system serves nothing after that."""
+        if self._lane != ffi.NULL:
+            lane, self._lane = self._lane, ffi.NULL
+            lib.lane_stop(lane)
+            self._close()
+
+    def _close(self) -> None:
+        os.close(self._device)
+        self._ours.close()
+        self._told.close()
+        self._events.close()
