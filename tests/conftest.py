@@ -29,6 +29,25 @@ hypothesis.settings.load_profile("lukshdrfs")
 
 PATIENCE_FOR_LEFTOVERS = 10.0
 
+TWICE = {
+    "test_attributes", "test_block_users", "test_concurrency", "test_failing_storage", "test_io", "test_life",
+}  # fmt: skip
+"""The modules in which it may matter who serves reads and writes: the fast lane or Python, its obviously right twin."""
+
+
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    """Run each test of these modules once for each data path."""
+    if metafunc.module.__name__.rpartition(".")[2] in TWICE:
+        metafunc.fixturenames.insert(0, "over_data_path")
+        metafunc.parametrize("over_data_path", ["native", "python"], indirect=True)
+
+
+@pytest.fixture
+def over_data_path(request: pytest.FixtureRequest) -> Iterator[str]:
+    """Have all mounts of a test take one data path."""
+    with mounts.all_over(request.param):
+        yield request.param
+
 
 @pytest.fixture(autouse=True)
 def _needs(request: pytest.FixtureRequest) -> None:

@@ -12,6 +12,7 @@ import functools
 import logging
 import os
 import stat
+import threading
 import time
 from collections.abc import Awaitable, Callable, Coroutine
 from typing import Any, ParamSpec, TypeVar
@@ -35,6 +36,8 @@ ENTRY_TIMEOUT_S = 3600.0
 """The one file never goes away."""
 ATTRIBUTE_TIMEOUT_S = 1.0
 """Only the time of modification changes."""
+STORAGE_PATIENCE_S = 0.2
+"""How long attributes may wait for a slow payload."""
 XATTR_PREFIX = "user.lukshdrfs."
 
 
@@ -89,7 +92,8 @@ class ImageFileSystem(pyfuse3.Operations):
         self._synchronous: set[int] = set()
         """Handles opened with O_SYNC or O_DSYNC."""
         self._next_handle = 1
-        self._mounted_ns = time.time_ns()
+        self._modified_ns = self._mounted_ns = time.time_ns()
+        self._asking_modified = threading.Lock()
         self.initialised = trio.Event()
         """Set when the kernel and libfuse have agreed on a protocol."""
         properties = {**volume.properties, "pid": str(os.getpid())}
@@ -111,8 +115,27 @@ class ImageFileSystem(pyfuse3.Operations):
     async def _in_thread(self, work: Callable[..., T], *args: object) -> T:
         return await trio.to_thread.run_sync(work, *args, limiter=self._limiter)
 
-    def _attributes(self, inode: int) -> pyfuse3.EntryAttributes:
+    async def _attributes(self, inode: int) -> pyfuse3.EntryAttributes:
         """Return what stat(2) shows of the directory or of the image."""
+        if inode == self._image:
+            await self._ask_modified()
+        else:
+            await trio.lowlevel.checkpoint()
+        return self._known_attributes(inode)
+
+    async def _ask_modified(self) -> None:
+        """Learn when the payload was last written to, unless its storage takes too long to say so."""
+        if self._asking_modified.locked():
+            await trio.lowlevel.checkpoint()
+            return
+        with trio.move_on_after(STORAGE_PATIENCE_S):
+            self._modified_ns = await trio.to_thread.run_sync(self._ask_storage, abandon_on_cancel=True)
+
+    def _ask_storage(self) -> int:
+        with self._asking_modified:  # one thread, though it be a long time
+            return self._volume.modified_ns()
+
+    def _known_attributes(self, inode: int) -> pyfuse3.EntryAttributes:
         writable = 0 if self._volume.read_only else stat.S_IWUSR | stat.S_IWGRP | stat.S_IWOTH
         everything = stat.S_IRUSR | stat.S_IRGRP | stat.S_IROTH | writable
         attributes = pyfuse3.EntryAttributes()
@@ -127,7 +150,7 @@ class ImageFileSystem(pyfuse3.Operations):
             attributes.st_size = self._volume.size
             # a hole in the payload is no hole in the plaintext, so every block counts
             attributes.st_blocks = -(-self._volume.size // BLOCK)
-            modified = self._volume.modified_ns()
+            modified = self._modified_ns
         else:
             search = stat.S_IXUSR | stat.S_IXGRP | stat.S_IXOTH
             mode = stat.S_IFDIR | ((everything | search) & ~self._options.umask)
@@ -143,12 +166,11 @@ class ImageFileSystem(pyfuse3.Operations):
         await trio.lowlevel.checkpoint()
         if parent_inode != ROOT or name != self._name or self._image == ROOT:
             raise pyfuse3.FUSEError(errno.ENOENT)
-        return self._attributes(self._image)
+        return await self._attributes(self._image)
 
     @answers_errno
     async def getattr(self, inode: pyfuse3.InodeT, ctx: pyfuse3.RequestContext) -> pyfuse3.EntryAttributes:
-        await trio.lowlevel.checkpoint()
-        return self._attributes(inode)
+        return await self._attributes(inode)
 
     @answers_errno
     async def setattr(
@@ -160,8 +182,7 @@ class ImageFileSystem(pyfuse3.Operations):
         ctx: pyfuse3.RequestContext,
     ) -> pyfuse3.EntryAttributes:
         """Refuse every change; what changes nothing is fine, and so are times, which follow the payload."""
-        await trio.lowlevel.checkpoint()
-        now = self._attributes(inode)
+        now = await self._attributes(inode)
         if (
             (fields.update_size and attr.st_size != now.st_size)
             or (fields.update_mode and stat.S_IMODE(attr.st_mode) != stat.S_IMODE(now.st_mode))
@@ -222,7 +243,7 @@ class ImageFileSystem(pyfuse3.Operations):
     async def readdir(self, fh: pyfuse3.FileHandleT, start_id: int, token: pyfuse3.ReaddirToken) -> None:
         await trio.lowlevel.checkpoint()
         if start_id == 0:
-            attributes = self._attributes(self._image)
+            attributes = await self._attributes(self._image)
             pyfuse3.readdir_reply(token, pyfuse3.FileNameT(self._name), attributes, 1)
 
     @answers_errno

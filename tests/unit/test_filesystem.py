@@ -408,6 +408,7 @@ async def test_extended_attributes_say_what_the_volume_is() -> None:
         b"user.lukshdrfs.sector_size": b"4096",
         b"user.lukshdrfs.label": b"\xe9",
         b"user.lukshdrfs.pid": str(os.getpid()).encode(),
+        b"user.lukshdrfs.data_path": b"python",
     }
 
 
