@@ -29,7 +29,7 @@ def storage(make_volume: MakeVolume) -> Iterator[Mounted]:
     """Return a mount whose image is the payload of the mount that is tested: stopped, it is slow storage."""
     files = make_volume()
     with Mounted(
-        files.payload, "--cache", "none", "--data-path", "python", header=files.header, key_file=files.key_file
+        files.payload, "--cache", "none", "--data-path", "native", header=files.header, key_file=files.key_file
     ) as mount:
         try:
             yield mount
