@@ -9,12 +9,19 @@ from itertools import takewhile
 from typing import NoReturn
 
 from lukshdrfs._version import VERSION
-from lukshdrfs.cli import create, info, logs, mount, unmount
+from lukshdrfs.cli import benchmark, create, info, logs, mount, unmount
 from lukshdrfs.cli.arguments import Parser
 from lukshdrfs.cli.outcome import exit_status
 from lukshdrfs.secret import harden_process
 
-COMMANDS = {"mount": mount, "unmount": unmount, "umount": unmount, "create": create, "info": info}
+COMMANDS = {
+    "mount": mount,
+    "unmount": unmount,
+    "umount": unmount,
+    "create": create,
+    "info": info,
+    "benchmark": benchmark,
+}
 
 _OPTIONS_WITH_VALUE = ("-o",)
 _COMMON = ("-v", "-vv", "-q", "--verbose", "--quiet")

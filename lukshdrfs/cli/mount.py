@@ -45,7 +45,7 @@ def add_parser(subparsers: Subparsers) -> None:
     parser.add_argument("--name", default="image", help="name of the file in the mounted directory (image)")
     parser.add_argument("--payload-format", default="raw", metavar="F", help="raw")
     parser.add_argument("--cache", default="writeback", metavar="MODE", help=f"{', '.join(CACHE_MODES)} (writeback)")
-    parser.add_argument("--workers", type=number, default=8, metavar="N", help="requests served at once (8)")
+    parser.add_argument("--workers", type=number, default=16, metavar="N", help="requests served at once (16)")
     parser.add_argument("--data-path", default="auto", metavar="P", help=f"{', '.join(DATA_PATHS)} (auto)")
     parser.add_argument("--offset", type=size, metavar="N", help="where the data start, if the header says 0")
     parser.add_argument("--size", type=size, metavar="N", help="how much data there is, if the header leaves it open")

@@ -21,7 +21,7 @@ class MountOptions:
     """The file's name, in a mounted directory."""
     direct_io: bool = False
     """Pass every read and write on, without the kernel's page cache (`cache=none`)."""
-    workers: int = 8
+    workers: int = 16
     """Requests that may wait for the payload at the same time, 1 or more."""
     data_path: DataPath = "auto"
     """Who serves reads and writes: the fast lane, Python, or the lane if it can be had."""
