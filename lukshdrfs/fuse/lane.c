@@ -6,6 +6,8 @@
 #include <fcntl.h>
 #include <linux/falloc.h>
 #include <linux/fuse.h>
+#include <linux/magic.h>
+#include <poll.h>
 #include <pthread.h>
 #include <signal.h>
 #include <stdatomic.h>
@@ -14,6 +16,7 @@
 #include <sys/mman.h>
 #include <sys/socket.h>
 #include <sys/uio.h>
+#include <sys/vfs.h>
 #include <time.h>
 #include <unistd.h>
 
@@ -40,11 +43,18 @@
 #define MAX_BACKGROUND 128
 #define CONGESTION_THRESHOLD 96
 
+/* How often the reader looks for the next request before it sleeps, some ten microseconds: a caller that does one
+ * thing after the other is served without waking anybody up. Where that is in vain, it is tried only now and then. */
+#define LOOKS 100
+#define VAIN_ATTEMPTS 4
+#define SELDOM 32
+
 #define REMEMBERED_INTERRUPTS 16
 #define STOP_SIGNAL (SIGRTMIN + 5)
 
 typedef int (*crypt_function)(struct sector_cipher *, int, uint8_t *, size_t, uint64_t);
 typedef void (*hold_function)(struct sector_locks *, struct sector_range *, uint64_t, uint64_t, int);
+typedef int (*try_function)(struct sector_locks *, struct sector_range *, uint64_t, uint64_t, int);
 typedef void (*release_function)(struct sector_locks *, struct sector_range *);
 
 /* The start of a request, up to the data of a WRITE. */
@@ -95,7 +105,10 @@ struct lane {
     uint64_t size;
     crypt_function crypt;
     hold_function hold;
+    try_function try_hold;
     release_function release;
+    int payload_is_memory; /* it never blocks */
+    unsigned processors;
 
     pthread_mutex_t mutex; /* for all that follows, up to the threads */
     unsigned serving;      /* data requests under way, workers at most; nobody waits while there are fewer */
@@ -106,9 +119,16 @@ struct lane {
     int coherent;      /* O_DIRECT may go past the page cache: the kernel keeps both in step */
     uint64_t interrupts[REMEMBERED_INTERRUPTS];
     unsigned next_interrupt;
-    unsigned reading; /* threads that have not ended */
+    unsigned running; /* threads that have not ended */
+    unsigned readers; /* threads that read requests, or are about to */
+    unsigned parked;  /* threads that have nothing to do while others read */
+    unsigned blocked; /* threads that may be waiting for something else than requests */
+    unsigned calls;   /* parked threads that are called and have not come yet */
+    pthread_cond_t called;
+    int ended; /* there are no more requests */
 
     atomic_int stopping;
+    atomic_uint vain_looks;
     pthread_t answers;
     int answers_started;
     size_t thread_count;
@@ -133,12 +153,100 @@ static void answer(struct lane *lane, uint64_t unique, int error, const void *da
     /* nothing to be done about the rest: the caller was killed (ENOENT), or the mount is gone (ENODEV) */
 }
 
+/* --- who reads requests ----------------------------------------------------------------------------------------- */
+
+/* At best one thread reads requests, serves what it finds, and reads on: nobody has to be woken. As soon as it is to do
+ * what may block, or finds that more is waiting while there are idle processors, it calls another one. */
+
+static void call_reader_locked(struct lane *lane) {
+    if (lane->readers == 0 && lane->parked > lane->calls) {
+        lane->calls++;
+        pthread_cond_signal(&lane->called);
+    }
+}
+
+/* Around whatever may wait for the payload. */
+static void begin_wait(struct lane *lane) {
+    pthread_mutex_lock(&lane->mutex);
+    lane->blocked++;
+    call_reader_locked(lane);
+    pthread_mutex_unlock(&lane->mutex);
+}
+
+static void end_wait(struct lane *lane) {
+    pthread_mutex_lock(&lane->mutex);
+    lane->blocked--;
+    pthread_mutex_unlock(&lane->mutex);
+}
+
+static int request_waits(const struct lane *lane) {
+    struct pollfd device = {.fd = lane->config.device, .events = POLLIN};
+    return poll(&device, 1, 0) > 0;
+}
+
+/* Returns when it is this thread's turn to read; 0 if there is nothing to read any more. */
+static int become_reader(struct lane *lane) {
+    pthread_mutex_lock(&lane->mutex);
+    int wanted = 0;
+    if (lane->readers && lane->readers < lane->processors) {
+        pthread_mutex_unlock(&lane->mutex);
+        wanted = request_waits(lane);
+        pthread_mutex_lock(&lane->mutex);
+    }
+    if (lane->readers && !wanted) {
+        lane->parked++;
+        while (!lane->calls && !lane->ended)
+            pthread_cond_wait(&lane->called, &lane->mutex);
+        lane->parked--;
+        lane->calls -= lane->calls > 0;
+    }
+    lane->readers++;
+    int ended = lane->ended;
+    pthread_mutex_unlock(&lane->mutex);
+    return !ended;
+}
+
+static void stop_reading(struct lane *lane) {
+    pthread_mutex_lock(&lane->mutex);
+    unsigned active = lane->running - lane->parked + lane->calls - lane->blocked;
+    int help = --lane->readers == 0 && lane->parked > lane->calls && active < lane->processors;
+    pthread_mutex_unlock(&lane->mutex);
+    if (help && request_waits(lane)) {
+        pthread_mutex_lock(&lane->mutex);
+        call_reader_locked(lane);
+        pthread_mutex_unlock(&lane->mutex);
+    }
+}
+
+static void end_reading(struct lane *lane) {
+    pthread_mutex_lock(&lane->mutex);
+    lane->ended = 1;
+    pthread_cond_broadcast(&lane->called);
+    pthread_mutex_unlock(&lane->mutex);
+}
+
 /* --- ciphertext ------------------------------------------------------------------------------------------------ */
+
+/* Reads what can be read at once, and says so to others before it waits for the rest. */
+static ssize_t read_at(struct lane *lane, uint8_t *data, size_t size, uint64_t offset) {
+    if (lane->payload_is_memory)
+        return pread(lane->config.payload, data, size, (off_t)offset);
+    struct iovec part = {.iov_base = data, .iov_len = size};
+    ssize_t count = preadv2(lane->config.payload, &part, 1, (off_t)offset, RWF_NOWAIT);
+    if (count > 0)
+        return count;
+    begin_wait(lane); /* not in the page cache; or a file system that cannot tell */
+    count = pread(lane->config.payload, data, size, (off_t)offset);
+    int error = errno;
+    end_wait(lane);
+    errno = error;
+    return count;
+}
 
 /* Returns 0 or an errno, as all that follow. */
 static int read_payload(struct lane *lane, uint8_t *data, size_t size, uint64_t offset) {
     while (size) {
-        ssize_t count = pread(lane->config.payload, data, size, (off_t)offset);
+        ssize_t count = read_at(lane, data, size, offset);
         if (count < 0 && errno == EINTR)
             continue;
         if (count <= 0) {
@@ -153,7 +261,7 @@ static int read_payload(struct lane *lane, uint8_t *data, size_t size, uint64_t 
     return 0;
 }
 
-static int write_payload(struct lane *lane, const uint8_t *data, size_t size, uint64_t offset) {
+static int write_out(struct lane *lane, const uint8_t *data, size_t size, uint64_t offset) {
     while (size) {
         ssize_t count = pwrite(lane->config.payload, data, size, (off_t)offset);
         if (count < 0 && errno == EINTR)
@@ -168,6 +276,15 @@ static int write_payload(struct lane *lane, const uint8_t *data, size_t size, ui
         offset += (uint64_t)count;
     }
     return 0;
+}
+
+static int write_payload(struct lane *lane, const uint8_t *data, size_t size, uint64_t offset) {
+    if (lane->payload_is_memory)
+        return write_out(lane, data, size, offset);
+    begin_wait(lane);
+    int error = write_out(lane, data, size, offset);
+    end_wait(lane);
+    return error;
 }
 
 /* Whole sectors, in place; `at` is the first one's byte in the extent. */
@@ -206,7 +323,11 @@ static struct piece piece_in(const struct lane_extent *extent, uint64_t offset, 
 
 static void hold(struct lane *lane, struct sector_range *range, const struct piece *piece, int exclusive) {
     uint64_t start = piece->extent->start + piece->at;
+    if (lane->try_hold(lane->config.locks, range, start, start + piece->covered, exclusive))
+        return;
+    begin_wait(lane); /* the other one may be waiting for the payload */
     lane->hold(lane->config.locks, range, start, start + piece->covered, exclusive);
+    end_wait(lane);
 }
 
 /* The sectors come to lie around `data`, with the plaintext that was asked for at `data` itself. */
@@ -298,11 +419,19 @@ static void serve_read(struct worker *worker) {
 }
 
 static int flush_payload(struct lane *lane) {
-    if (fdatasync(lane->config.payload) == 0)
-        return 0;
-    int error = errno;
-    tell(lane, LANE_FLUSHING, 0, error);
+    begin_wait(lane);
+    int error = fdatasync(lane->config.payload) == 0 ? 0 : errno;
+    end_wait(lane);
+    if (error)
+        tell(lane, LANE_FLUSHING, 0, error);
     return error;
+}
+
+/* The answer says that everything answered before is on the storage. */
+static void serve_fsync(struct worker *worker) {
+    struct lane *lane = worker->lane;
+    int error = lane->config.read_only ? 0 : flush_payload(lane);
+    answer(lane, worker->request.header.unique, error, NULL, 0);
 }
 
 static void serve_write(struct worker *worker) {
@@ -395,10 +524,11 @@ static void serve_fallocate(struct worker *worker) {
         error = EOPNOTSUPP;
     else if (!(in->mode & FALLOC_FL_KEEP_SIZE) && size < in->length)
         error = ENOSPC; /* the image would have to grow */
-    else if (in->mode & zeroing)
-        error = write_zeros(worker, in->offset, size);
-    else
-        error = preallocate(lane, in->offset, size);
+    else {
+        begin_wait(lane); /* it may take minutes, if only of work */
+        error = in->mode & zeroing ? write_zeros(worker, in->offset, size) : preallocate(lane, in->offset, size);
+        end_wait(lane);
+    }
     answer(lane, worker->request.header.unique, error, NULL, 0);
 }
 
@@ -439,6 +569,9 @@ static void serve(struct worker *worker) {
     case FUSE_WRITE:
         serve_write(worker);
         break;
+    case FUSE_FSYNC:
+        serve_fsync(worker);
+        break;
     case FUSE_FALLOCATE:
         begin_fallocate(worker);
         serve_fallocate(worker);
@@ -476,8 +609,11 @@ static int begin(struct worker *worker) {
     } else {
         pthread_cond_init(&here.called, NULL);
         queue(lane, &here);
+        lane->blocked++;
+        call_reader_locked(lane);
         while (!here.turn)
             pthread_cond_wait(&here.called, &lane->mutex);
+        lane->blocked--;
         pthread_cond_destroy(&here.called);
     }
     pthread_mutex_unlock(&lane->mutex);
@@ -537,8 +673,15 @@ static void forward(struct worker *worker, const uint8_t *message, size_t size) 
         note_open(lane, &worker->request);
     ssize_t sent;
     do
-        sent = send(lane->config.libfuse, message, size, MSG_NOSIGNAL);
+        sent = send(lane->config.libfuse, message, size, MSG_NOSIGNAL | MSG_DONTWAIT);
     while (sent < 0 && errno == EINTR);
+    if (sent < 0 && errno == EAGAIN) { /* pyfuse3 is busy */
+        begin_wait(lane);
+        do
+            sent = send(lane->config.libfuse, message, size, MSG_NOSIGNAL);
+        while (sent < 0 && errno == EINTR);
+        end_wait(lane);
+    }
     if (sent < 0 && header->opcode != FUSE_FORGET && header->opcode != FUSE_BATCH_FORGET)
         answer(lane, header->unique, EIO, NULL, 0); /* libfuse is gone: the mount is ending */
 }
@@ -630,11 +773,26 @@ static void *bring_answers(void *argument) {
 
 /* --- the threads ----------------------------------------------------------------------------------------------- */
 
+/* Looks for a request for a moment, if that was of use lately. */
+static void look_out(struct lane *lane) {
+    unsigned vain = atomic_load_explicit(&lane->vain_looks, memory_order_relaxed);
+    if (lane->processors < 2)
+        return;
+    if (vain < VAIN_ATTEMPTS || vain % SELDOM == 0)
+        for (int i = 0; i < LOOKS; i++)
+            if (request_waits(lane)) {
+                atomic_store_explicit(&lane->vain_looks, 0, memory_order_relaxed);
+                return;
+            }
+    atomic_store_explicit(&lane->vain_looks, vain + 1, memory_order_relaxed);
+}
+
 /* Returns the size of the next request, which lies before and at the buffer's data; 0 at the end. */
 static size_t read_request(struct worker *worker) {
     struct lane *lane = worker->lane;
     uint8_t *start = data_of(worker) - WRITE_HEAD;
     while (!atomic_load(&lane->stopping)) {
+        look_out(lane);
         ssize_t size = read(lane->config.device, start, WRITE_HEAD + LARGEST_REQUEST);
         if (size >= (ssize_t)sizeof(struct fuse_in_header)) {
             memset(&worker->request, 0, sizeof worker->request);
@@ -655,6 +813,7 @@ static void dispatch(struct worker *worker, size_t size) {
     switch (worker->request.header.opcode) {
     case FUSE_READ:
     case FUSE_WRITE:
+    case FUSE_FSYNC:
     case FUSE_FALLOCATE:
         if (begin(worker))
             do
@@ -675,10 +834,13 @@ static void *work(void *argument) {
     size_t size;
     pthread_mutex_lock(&lane->mutex); /* held until all threads are there */
     pthread_mutex_unlock(&lane->mutex);
-    while ((size = read_request(worker)))
+    while (become_reader(lane) && (size = read_request(worker))) {
+        stop_reading(lane);
         dispatch(worker, size);
+    }
+    end_reading(lane);
     pthread_mutex_lock(&lane->mutex);
-    if (--lane->reading == 0)
+    if (--lane->running == 0)
         shutdown(lane->config.events, SHUT_WR);
     pthread_mutex_unlock(&lane->mutex);
     return NULL;
@@ -711,7 +873,7 @@ static int start_threads(struct lane *lane) {
     for (size_t i = 0; i < lane->thread_count && !error; i++) {
         error = start_thread(&lane->workers[i].thread, work, &lane->workers[i]);
         lane->workers[i].started = !error;
-        lane->reading += !error;
+        lane->running += !error;
     }
     atomic_store(&lane->stopping, error != 0);
     pthread_mutex_unlock(&lane->mutex);
@@ -728,6 +890,7 @@ static void release_memory(struct lane *lane) {
         lane->openings = opening->next;
         free(opening);
     }
+    pthread_cond_destroy(&lane->called);
     pthread_mutex_destroy(&lane->mutex);
     free(lane->extents);
     free(lane);
@@ -739,11 +902,19 @@ static struct lane *lane_new(const struct lane_config *config) {
     if (!lane)
         return NULL;
     pthread_mutex_init(&lane->mutex, NULL);
+    pthread_cond_init(&lane->called, NULL);
     lane->config = *config;
     lane->crypt = (crypt_function)config->crypt;
     lane->hold = (hold_function)config->hold;
+    lane->try_hold = (try_function)config->try_hold;
     lane->release = (release_function)config->release;
     lane->thread_count = count;
+    long processors = sysconf(_SC_NPROCESSORS_ONLN);
+    lane->processors = processors > 0 ? (unsigned)processors : 1;
+    struct statfs storage;
+    lane->payload_is_memory = fstatfs(config->payload, &storage) == 0 &&
+                              (storage.f_type == TMPFS_MAGIC || storage.f_type == RAMFS_MAGIC) &&
+                              !config->payload_is_device; /* /dev is a tmpfs, too */
     lane->extents = calloc(config->extent_count, sizeof *lane->extents);
     int complete = lane->extents != NULL;
     if (complete) {
@@ -787,6 +958,7 @@ static void join_worker(pthread_t thread) {
 
 void lane_stop(struct lane *lane) {
     atomic_store(&lane->stopping, 1);
+    end_reading(lane);
     for (size_t i = 0; i < lane->thread_count; i++)
         if (lane->workers[i].started)
             join_worker(lane->workers[i].thread);

@@ -1,4 +1,4 @@
-/* The fast lane: threads that serve READ, WRITE and FALLOCATE of the image straight from /dev/fuse.
+/* The fast lane: threads that serve READ, WRITE, FSYNC and FALLOCATE of the image straight from /dev/fuse.
  *
  * Every other request goes through a socket to libfuse, as it is, and libfuse's answers come back the same way.
  * ARCHITECTURE.md, "The fast lane", has the life of a request and the invariants. */
@@ -26,8 +26,8 @@ struct lane_config {
     size_t extent_count;
     const struct lane_extent *extents; /* without gaps from byte 0 on; copied */
     void *locks;                       /* shared with everybody else who writes the volume */
-    /* functions of the other C modules: sector_cipher_crypt, sector_locks_hold, sector_locks_release */
-    uintptr_t crypt, hold, release;
+    /* functions of the other C modules: sector_cipher_crypt, sector_locks_hold, ..._try, ..._release */
+    uintptr_t crypt, hold, try_hold, release;
 };
 
 enum lane_trouble {

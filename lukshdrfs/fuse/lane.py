@@ -123,7 +123,9 @@ class FastLane:
         configuration.extents = extents
         configuration.locks = ffi.cast("void *", access.locks)
         configuration.crypt = access.crypt
-        configuration.hold, configuration.release = access.lock_functions
+        locking = access.lock_functions
+        configuration.hold, configuration.try_hold = locking["hold"], locking["try"]
+        configuration.release = locking["release"]
         self._kept = extents  # until lane_start() has copied them
         return configuration
 

@@ -37,6 +37,6 @@ class DirectAccess:
         return sector_cipher.c_function()
 
     @property
-    def lock_functions(self) -> tuple[int, int]:
-        """Addresses of `sector_locks_hold` and `sector_locks_release`."""
+    def lock_functions(self) -> dict[str, int]:
+        """Addresses of `sector_locks_hold`, `sector_locks_try` and `sector_locks_release`."""
         return sector_locks.c_functions()

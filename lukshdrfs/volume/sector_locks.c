@@ -34,29 +34,16 @@ static int must_wait(const struct sector_range *wanted) {
     return 0;
 }
 
-void sector_locks_hold(struct sector_locks *locks, struct sector_range *range, uint64_t start, uint64_t end,
-                       int exclusive) {
-    range->start = start;
-    range->end = end;
-    range->exclusive = exclusive;
-    range->after = NULL;
-    pthread_mutex_lock(&locks->mutex);
-    range->before = locks->last;
+static void enter(struct sector_locks *locks, struct sector_range *range, uint64_t start, uint64_t end, int exclusive) {
+    *range = (struct sector_range){.before = locks->last, .start = start, .end = end, .exclusive = exclusive};
     if (locks->last)
         locks->last->after = range;
     else
         locks->first = range;
     locks->last = range;
-    while (must_wait(range)) {
-        locks->waiting++;
-        pthread_cond_wait(&locks->freed, &locks->mutex);
-        locks->waiting--;
-    }
-    pthread_mutex_unlock(&locks->mutex);
 }
 
-void sector_locks_release(struct sector_locks *locks, struct sector_range *range) {
-    pthread_mutex_lock(&locks->mutex);
+static void leave(struct sector_locks *locks, struct sector_range *range) {
     if (range->before)
         range->before->after = range->after;
     else
@@ -67,5 +54,33 @@ void sector_locks_release(struct sector_locks *locks, struct sector_range *range
         locks->last = range->before;
     if (locks->waiting)
         pthread_cond_broadcast(&locks->freed);
+}
+
+void sector_locks_hold(struct sector_locks *locks, struct sector_range *range, uint64_t start, uint64_t end,
+                       int exclusive) {
+    pthread_mutex_lock(&locks->mutex);
+    enter(locks, range, start, end, exclusive);
+    while (must_wait(range)) {
+        locks->waiting++;
+        pthread_cond_wait(&locks->freed, &locks->mutex);
+        locks->waiting--;
+    }
+    pthread_mutex_unlock(&locks->mutex);
+}
+
+int sector_locks_try(struct sector_locks *locks, struct sector_range *range, uint64_t start, uint64_t end,
+                     int exclusive) {
+    pthread_mutex_lock(&locks->mutex);
+    enter(locks, range, start, end, exclusive);
+    int held = !must_wait(range);
+    if (!held)
+        leave(locks, range);
+    pthread_mutex_unlock(&locks->mutex);
+    return held;
+}
+
+void sector_locks_release(struct sector_locks *locks, struct sector_range *range) {
+    pthread_mutex_lock(&locks->mutex);
+    leave(locks, range);
     pthread_mutex_unlock(&locks->mutex);
 }

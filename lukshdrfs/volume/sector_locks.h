@@ -21,6 +21,11 @@ void sector_locks_free(struct sector_locks *locks);
 /* Waits until the range is free, and holds it. A thread holds one range at a time, so no two wait for each other. */
 void sector_locks_hold(struct sector_locks *locks, struct sector_range *range, uint64_t start, uint64_t end,
                        int exclusive);
+
+/* Holds the range if it is free now, and returns whether it does. */
+int sector_locks_try(struct sector_locks *locks, struct sector_range *range, uint64_t start, uint64_t end,
+                     int exclusive);
+
 void sector_locks_release(struct sector_locks *locks, struct sector_range *range);
 
 #endif

@@ -50,8 +50,9 @@ class SectorLocks:
         return int(ffi.cast("uintptr_t", self._locks))
 
 
-def c_functions() -> tuple[int, int]:
-    """Return the addresses of `sector_locks_hold` and `sector_locks_release`, for C code of other modules."""
-    functions = (ffi.addressof(lib, name) for name in ("sector_locks_hold", "sector_locks_release"))
-    hold, release = (int(ffi.cast("uintptr_t", function)) for function in functions)
-    return hold, release
+def c_functions() -> dict[str, int]:
+    """Return the addresses of the locks' functions, for C code of other modules: `hold`, `try` and `release`."""
+    return {
+        name: int(ffi.cast("uintptr_t", ffi.addressof(lib, f"sector_locks_{name}")))
+        for name in ("hold", "try", "release")
+    }

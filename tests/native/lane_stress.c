@@ -273,7 +273,8 @@ int main(int count, char **words) {
     struct lane_config config = {.device = device[1], .libfuse = socket[1], .payload = payload, .events = events[1],
                                  .workers = (unsigned)atoi(words[3]), .extent_count = 3, .extents = extents,
                                  .locks = sector_locks_new(), .crypt = (uintptr_t)sector_cipher_crypt,
-                                 .hold = (uintptr_t)sector_locks_hold, .release = (uintptr_t)sector_locks_release};
+                                 .hold = (uintptr_t)sector_locks_hold, .try_hold = (uintptr_t)sector_locks_try,
+                                 .release = (uintptr_t)sector_locks_release};
     int error;
     struct lane *lane = lane_start(&config, &error);
     CHECK(lane && !error);
