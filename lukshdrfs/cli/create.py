@@ -18,6 +18,8 @@ from lukshdrfs.cli.arguments import Subparsers, add_secrets, number, secret_sour
 from lukshdrfs.cli.secrets import ask_twice
 from lukshdrfs.errors import DeviceError, InUse, PayloadError, UsageError
 from lukshdrfs.luks.kdf_cost import KdfWish, choose_kdf
+from lukshdrfs.luks.luks1 import SECTOR as LUKS1_SECTOR_SIZE
+from lukshdrfs.luks.luks1_format import Luks1Format, format_luks1
 from lukshdrfs.luks.luks2_format import Luks2Format, format_luks2
 from lukshdrfs.payload import FilePayload, known_signature
 from lukshdrfs.secret import SecretBytes
@@ -34,12 +36,14 @@ def add_parser(subparsers: Subparsers) -> None:
     parser.add_argument("payload", metavar="PAYLOAD")
     parser.add_argument("--header", required=True, metavar="FILE", help="where the header goes; must not exist")
     parser.add_argument("--size", type=size, metavar="N", help="create the payload with this many bytes (K, M, G, T)")
-    parser.add_argument("--type", default="luks2", metavar="T", help="luks2")
+    parser.add_argument("--type", default="luks2", metavar="T", help="luks2 or luks1 (luks2)")
     parser.add_argument("-c", "--cipher", default="aes-xts-plain64", help="aes-xts-plain64")
     parser.add_argument("-s", "--key-size", type=number, metavar="BITS", help="512 for xts, else 256")
-    parser.add_argument("--sector-size", type=number, metavar="BYTES", help="4096 where the payload's size allows")
+    parser.add_argument(
+        "--sector-size", type=number, metavar="BYTES", help="4096 where the payload's size allows (luks2)"
+    )
     parser.add_argument("--hash", default="sha256", help="of digest, AF splitter and pbkdf2 (sha256)")
-    parser.add_argument("--pbkdf", default="argon2id", metavar="KDF", help="argon2id, argon2i or pbkdf2")
+    parser.add_argument("--pbkdf", metavar="KDF", help="argon2id, argon2i or pbkdf2 (argon2id; luks1: pbkdf2)")
     parser.add_argument("--pbkdf-memory", type=number, metavar="KIB")
     parser.add_argument("--pbkdf-parallel", type=number, metavar="N")
     parser.add_argument("--pbkdf-force-iterations", type=number, metavar="N")
@@ -55,8 +59,7 @@ def add_parser(subparsers: Subparsers) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     """Carry the command out. Whatever it made so far is gone again if it fails."""
-    if arguments.type != "luks2":
-        raise UsageError(f"--type {arguments.type} is not supported; expected luks2")
+    _check_type(arguments)
     if os.path.realpath(arguments.header) == os.path.realpath(arguments.payload):
         raise UsageError("header and payload are the same file")
     cipher = CipherSpec.parse(arguments.cipher)
@@ -65,7 +68,7 @@ def run(arguments: argparse.Namespace) -> int:
     header_path = Path(os.path.realpath(arguments.header))  # a link stays one
     _check_header_path(header_path, force=arguments.force)
     wish = KdfWish(
-        arguments.pbkdf,
+        arguments.pbkdf or ("argon2id" if arguments.type == "luks2" else "pbkdf2"),
         arguments.iter_time,
         arguments.pbkdf_memory,
         arguments.pbkdf_parallel,
@@ -73,15 +76,8 @@ def run(arguments: argparse.Namespace) -> int:
         arguments.hash,
     )
     with _payload(arguments) as (payload, created):
-        form = Luks2Format(
-            cipher=cipher,
-            sector_size=_sector_size(arguments.sector_size, payload.size),
-            kdf=choose_kdf(wish),
-            uuid=identifier,
-            hash=arguments.hash,
-            label=arguments.label,
-            subsystem=arguments.subsystem,
-        )
+        sector_size = _sector_size(arguments.sector_size, payload.size)
+        kdf = choose_kdf(wish)
         source = secret_source(argparse.Namespace(**{**vars(arguments), "header": None}))
         if source.volume_key_file is not None:
             raise UsageError("--volume-key-file: create makes a new volume key")
@@ -91,10 +87,29 @@ def run(arguments: argparse.Namespace) -> int:
         ):
             if not len(passphrase):
                 raise UsageError("an empty passphrase protects nothing; is the key file or standard input empty?")
-            header = format_luks2(form, volume_key, passphrase)
+            if arguments.type == "luks1":
+                header = format_luks1(Luks1Format(cipher, kdf, identifier), volume_key, passphrase)
+            else:
+                form = Luks2Format(
+                    cipher, sector_size, kdf, identifier, arguments.hash, arguments.label, arguments.subsystem
+                )
+                header = format_luks2(form, volume_key, passphrase)
         _prepare_payload(payload, wipe=created if arguments.wipe is None else arguments.wipe, created=created)
         _write_header(header_path, header, replace=arguments.force)
     return 0
+
+
+def _check_type(arguments: argparse.Namespace) -> None:
+    """Raise UsageError for a type that there is not, and for what LUKS1 does not have."""
+    if arguments.type not in ("luks1", "luks2"):
+        raise UsageError(f"--type {arguments.type} is not supported; expected luks2 or luks1")
+    if arguments.type == "luks2":
+        return
+    if arguments.label or arguments.subsystem:
+        raise UsageError("--label and --subsystem: LUKS1 has neither; leave them out, or take --type luks2")
+    if arguments.sector_size not in (None, LUKS1_SECTOR_SIZE):
+        raise UsageError(f"--sector-size {arguments.sector_size}: LUKS1 has 512 only; take --type luks2")
+    arguments.sector_size = LUKS1_SECTOR_SIZE
 
 
 def _key_size(cipher: CipherSpec, bits: int | None) -> int:

@@ -27,6 +27,9 @@
 #ifndef FOPEN_PARALLEL_DIRECT_WRITES
 #define FOPEN_PARALLEL_DIRECT_WRITES (1 << 6) /* 7.37 */
 #endif
+#ifndef FUSE_HANDLE_KILLPRIV_V2
+#define FUSE_HANDLE_KILLPRIV_V2 (1 << 28) /* 7.33 */
+#endif
 #define DIRECT_IO_ALLOW_MMAP (1U << 4) /* flags2, 7.39: FUSE_DIRECT_IO_ALLOW_MMAP, bit 36 of all flags */
 
 #define LARGEST_REQUEST ((size_t)1 << 20) /* bytes of data; what INIT's answer grants is cut to it */
@@ -115,7 +118,7 @@ struct lane {
     struct waiting *first_waiting, *last_waiting;
     struct opening *openings;
     uint64_t init_unique;
-    uint32_t offered2; /* flags2 of the kernel's INIT */
+    uint32_t offered, offered2; /* flags and flags2 of the kernel's INIT */
     int coherent;      /* O_DIRECT may go past the page cache: the kernel keeps both in step */
     uint64_t interrupts[REMEMBERED_INTERRUPTS];
     unsigned next_interrupt;
@@ -158,7 +161,8 @@ static void answer(struct lane *lane, uint64_t unique, int error, const void *da
 /* At best one thread reads requests, serves what it finds, and reads on: nobody has to be woken. As soon as it is to do
  * what may block, or finds that more is waiting while there are idle processors, it calls another one. */
 
-static void call_reader_locked(struct lane *lane) {
+/* Under the mutex. */
+static void call_reader(struct lane *lane) {
     if (lane->readers == 0 && lane->parked > lane->calls) {
         lane->calls++;
         pthread_cond_signal(&lane->called);
@@ -169,7 +173,7 @@ static void call_reader_locked(struct lane *lane) {
 static void begin_wait(struct lane *lane) {
     pthread_mutex_lock(&lane->mutex);
     lane->blocked++;
-    call_reader_locked(lane);
+    call_reader(lane);
     pthread_mutex_unlock(&lane->mutex);
 }
 
@@ -206,16 +210,13 @@ static int become_reader(struct lane *lane) {
     return !ended;
 }
 
-static void stop_reading(struct lane *lane) {
+/* `more`: its request was there at once, so there may be others. */
+static void stop_reading(struct lane *lane, int more) {
     pthread_mutex_lock(&lane->mutex);
-    unsigned active = lane->running - lane->parked + lane->calls - lane->blocked;
-    int help = --lane->readers == 0 && lane->parked > lane->calls && active < lane->processors;
+    lane->readers--;
+    if (more && lane->running - lane->parked + lane->calls - lane->blocked < lane->processors)
+        call_reader(lane);
     pthread_mutex_unlock(&lane->mutex);
-    if (help && request_waits(lane)) {
-        pthread_mutex_lock(&lane->mutex);
-        call_reader_locked(lane);
-        pthread_mutex_unlock(&lane->mutex);
-    }
 }
 
 static void end_reading(struct lane *lane) {
@@ -419,9 +420,11 @@ static void serve_read(struct worker *worker) {
 }
 
 static int flush_payload(struct lane *lane) {
-    begin_wait(lane);
+    if (!lane->payload_is_memory)
+        begin_wait(lane);
     int error = fdatasync(lane->config.payload) == 0 ? 0 : errno;
-    end_wait(lane);
+    if (!lane->payload_is_memory)
+        end_wait(lane);
     if (error)
         tell(lane, LANE_FLUSHING, 0, error);
     return error;
@@ -610,7 +613,7 @@ static int begin(struct worker *worker) {
         pthread_cond_init(&here.called, NULL);
         queue(lane, &here);
         lane->blocked++;
-        call_reader_locked(lane);
+        call_reader(lane);
         while (!here.turn)
             pthread_cond_wait(&here.called, &lane->mutex);
         lane->blocked--;
@@ -647,6 +650,7 @@ static int next(struct worker *worker) {
 static void note_init(struct lane *lane, const struct request *request) {
     pthread_mutex_lock(&lane->mutex);
     lane->init_unique = request->header.unique;
+    lane->offered = request->init.flags;
     if (request->init.flags & FUSE_INIT_EXT)
         lane->offered2 = request->init.flags2;
     pthread_mutex_unlock(&lane->mutex);
@@ -699,6 +703,8 @@ static void amend_init(struct lane *lane, struct fuse_init_out *out, size_t size
     out->congestion_threshold = CONGESTION_THRESHOLD;
     /* nobody else changes the payload: a new time of modification is our own doing, and no reason to drop the cache */
     out->flags &= ~(uint32_t)FUSE_AUTO_INVAL_DATA;
+    /* no file of ours has set-user-ID bits or capabilities to lose, so the kernel need not look before each write */
+    out->flags |= lane->offered & FUSE_HANDLE_KILLPRIV_V2;
     if (lane->offered2 & DIRECT_IO_ALLOW_MMAP) {
         out->flags |= FUSE_INIT_EXT;
         out->flags2 |= DIRECT_IO_ALLOW_MMAP;
@@ -773,26 +779,30 @@ static void *bring_answers(void *argument) {
 
 /* --- the threads ----------------------------------------------------------------------------------------------- */
 
-/* Looks for a request for a moment, if that was of use lately. */
-static void look_out(struct lane *lane) {
+/* Returns whether there is a request now. If not, looks for one for a moment, if that was of use lately. */
+static int look_out(struct lane *lane) {
     unsigned vain = atomic_load_explicit(&lane->vain_looks, memory_order_relaxed);
     if (lane->processors < 2)
-        return;
+        return 0;
+    if (request_waits(lane))
+        return 1;
     if (vain < VAIN_ATTEMPTS || vain % SELDOM == 0)
         for (int i = 0; i < LOOKS; i++)
             if (request_waits(lane)) {
                 atomic_store_explicit(&lane->vain_looks, 0, memory_order_relaxed);
-                return;
+                return 0;
             }
     atomic_store_explicit(&lane->vain_looks, vain + 1, memory_order_relaxed);
+    return 0;
 }
 
-/* Returns the size of the next request, which lies before and at the buffer's data; 0 at the end. */
-static size_t read_request(struct worker *worker) {
+/* Returns the size of the next request, which lies before and at the buffer's data; 0 at the end. Says whether it was
+ * there at once. */
+static size_t read_request(struct worker *worker, int *at_once) {
     struct lane *lane = worker->lane;
     uint8_t *start = data_of(worker) - WRITE_HEAD;
     while (!atomic_load(&lane->stopping)) {
-        look_out(lane);
+        *at_once = look_out(lane);
         ssize_t size = read(lane->config.device, start, WRITE_HEAD + LARGEST_REQUEST);
         if (size >= (ssize_t)sizeof(struct fuse_in_header)) {
             memset(&worker->request, 0, sizeof worker->request);
@@ -832,10 +842,11 @@ static void *work(void *argument) {
     struct worker *worker = argument;
     struct lane *lane = worker->lane;
     size_t size;
+    int at_once;
     pthread_mutex_lock(&lane->mutex); /* held until all threads are there */
     pthread_mutex_unlock(&lane->mutex);
-    while (become_reader(lane) && (size = read_request(worker))) {
-        stop_reading(lane);
+    while (become_reader(lane) && (size = read_request(worker, &at_once))) {
+        stop_reading(lane, at_once);
         dispatch(worker, size);
     }
     end_reading(lane);

@@ -13,7 +13,7 @@ from itertools import pairwise
 
 from lukshdrfs.errors import HeaderError, UnsupportedFeature
 from lukshdrfs.luks.hashes import find_hash
-from lukshdrfs.luks.model import AfSplitter, Digest, Header, Kdf, Keyslot, KeyslotArea, Segment
+from lukshdrfs.luks.model import STRIPES, AfSplitter, Digest, Header, Kdf, Keyslot, KeyslotArea, Segment
 
 PHDR = struct.Struct(">6sH32s32s32sII20s32sI40s")
 """magic, version, cipher name, cipher mode, hash, payload offset, key bytes, mk digest, salt, iterations, uuid."""
@@ -23,7 +23,6 @@ SLOT = struct.Struct(">II32sII")
 
 SLOTS = 8
 SECTOR = 512
-STRIPES = 4000
 HEADER_SIZE = 1024
 """Bytes that cryptsetup reads and writes as the header (592 and padding)."""
 

@@ -15,17 +15,16 @@ from typing import Any
 
 from cryptography.hazmat.primitives.hashes import Hash
 
-from lukshdrfs.cipher import CipherSpec, SectorCipher, af_split
+from lukshdrfs.cipher import CipherSpec, SectorCipher
 from lukshdrfs.errors import UsageError
 from lukshdrfs.luks.hashes import find_hash
-from lukshdrfs.luks.kdf import derive, pbkdf2_into
+from lukshdrfs.luks.kdf import pbkdf2_into
+from lukshdrfs.luks.key_material import seal
 from lukshdrfs.luks.luks2_binary import BINARY, CHECKSUM_OFFSET, PRIMARY_MAGIC, SECONDARY_MAGIC
 from lukshdrfs.luks.luks2_check import BINARY_SIZE
-from lukshdrfs.luks.luks2_json import SALT_SIZE, STRIPES
-from lukshdrfs.luks.model import Kdf
-from lukshdrfs.luks.unlock import AREA_SECTOR_SIZE
+from lukshdrfs.luks.luks2_json import SALT_SIZE
+from lukshdrfs.luks.model import STRIPES, Kdf
 from lukshdrfs.secret import SecretBytes
-from lukshdrfs.sectors import round_up
 
 METADATA_SIZE = 16 * 1024
 KEYSLOTS_SIZE = 16 * 1024 * 1024 - 2 * METADATA_SIZE
@@ -63,7 +62,7 @@ def format_luks2(form: Luks2Format, volume_key: SecretBytes, passphrase: SecretB
     with SectorCipher(form.cipher, volume_key, form.sector_size):
         pass  # a key that the cipher refuses is found before anything is written
     area_offset = 2 * METADATA_SIZE
-    area = _keyslot_area(form, volume_key, passphrase)
+    area = seal(volume_key, passphrase, form.kdf, form.cipher, hash_name=form.hash, alignment=AREA_ALIGNMENT)
     metadata = _metadata(form, volume_key, area_offset, len(area))
     text = json.dumps(metadata, separators=(",", ":")).encode()
     json_area = text.ljust(METADATA_SIZE - BINARY_SIZE, b"\0")
@@ -75,18 +74,6 @@ def format_luks2(form: Luks2Format, volume_key: SecretBytes, passphrase: SecretB
 
 def _base64(data: bytes | memoryview) -> str:
     return base64.b64encode(data).decode("ascii")
-
-
-def _keyslot_area(form: Luks2Format, volume_key: SecretBytes, passphrase: SecretBytes) -> bytes:
-    size = len(volume_key) * STRIPES
-    with (
-        SecretBytes.random(round_up(size, AREA_ALIGNMENT)) as material,
-        derive(form.kdf, passphrase, len(volume_key)) as area_key,
-        SectorCipher(form.cipher, area_key, AREA_SECTOR_SIZE) as cipher,
-    ):
-        af_split(volume_key, material, STRIPES, find_hash(form.hash).gcrypt)
-        cipher.encrypt(material.view, 0)
-        return bytes(material.view)
 
 
 def _kdf_object(kdf: Kdf) -> dict[str, Any]:

@@ -9,14 +9,12 @@ from typing import Any
 from lukshdrfs.errors import HeaderError
 from lukshdrfs.luks import strict_json as sj
 from lukshdrfs.luks.luks2_check import is_backup, segment_size
-from lukshdrfs.luks.model import AfSplitter, Digest, Kdf, Keyslot, KeyslotArea, Segment, Token
+from lukshdrfs.luks.model import STRIPES, AfSplitter, Digest, Kdf, Keyslot, KeyslotArea, Segment, Token
 from lukshdrfs.luks.strict_json import Json
 
 SALT_SIZE = 32
 """Bytes of a keyslot's or digest's salt (cryptsetup, `LUKS_SALTSIZE`)."""
 
-STRIPES = 4000
-"""The only number of AF stripes there is (cryptsetup, `LUKS_STRIPES`)."""
 
 _MIN_DIGEST_SIZE = 20
 _MAX_DIGEST_SIZE = 64

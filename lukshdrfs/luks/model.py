@@ -13,6 +13,9 @@ from dataclasses import dataclass, field
 from enum import IntEnum
 from typing import Any
 
+STRIPES = 4000
+"""The only number of AF stripes there is (LUKS1 specification, figure 1; cryptsetup, `LUKS_STRIPES`)."""
+
 
 class Priority(IntEnum):
     """When a keyslot is tried (LUKS2 specification, keyslot object `priority`)."""
