@@ -68,6 +68,13 @@ class Workbench:
             "--key-file", self.key, "--header", self.folder / "luks2.hdr", self.luks2,
         )  # fmt: skip
 
+    def forget_payloads(self) -> None:
+        """Write the payloads to their storage, and have the kernel forget them (a tmpfs cannot)."""
+        for path in (self.luks1, self.luks2, self.plain):
+            with path.open("rb") as stream:
+                os.fsync(stream.fileno())
+                os.posix_fadvise(stream.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
+
 
 @dataclass
 class Running:

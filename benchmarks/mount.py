@@ -37,10 +37,11 @@ def measure(bench: Workbench, chosen: dict[str, Contender], arguments: argparse.
     archive = make_tree(bench) if os.geteuid() == 0 and not arguments.no_ext4 else None
     for turn in range(arguments.rounds + 1):
         for name, contender in chosen.items():
+            bench.forget_payloads()  # how they lie in the page cache is each program's own doing
             with contender(bench) as running:
+                fill(running, bench.size)
                 if turn == 0:
-                    fill(running, bench.size)  # every block is there; not counted
-                    continue
+                    continue  # the first time blocks are allocated
                 results = {job.name: fio(job, running, bench.size, arguments.seconds) for job in JOBS}
                 if archive:
                     results |= ext4(running, bench, archive)

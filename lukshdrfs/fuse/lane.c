@@ -35,6 +35,11 @@
 #define LARGEST_REQUEST ((size_t)1 << 20) /* bytes of data; what INIT's answer grants is cut to it */
 #define LARGEST_SECTOR ((size_t)4096)
 #define LARGEST_ANSWER ((size_t)1 << 18) /* of libfuse: a directory's or a list of attributes */
+
+/* Bytes written to a file by one call. The page cache keeps what one call writes in folios of up to that size, and ext4
+ * goes through all blocks of a folio at each small write to it: after writes of 1 MiB, random ones took three times as
+ * long. Sequential writes lose a tenth. */
+#define LARGEST_WRITE ((size_t)1 << 16)
 #define STACK_SIZE ((size_t)1 << 18)
 
 /* Threads beyond the workers, so that somebody is there to read what is not for us while all workers wait for a slow
@@ -51,6 +56,14 @@
 #define LOOKS 100
 #define VAIN_ATTEMPTS 4
 #define SELDOM 32
+
+/* Who goes to wait for the payload does not know whether it will take long: a write to a file mostly ends in the page
+ * cache. To wake somebody up each time would cost more than the write. So a thread watches, and looks this often whether
+ * a request lies unread because everybody waits; where that was so, the next waits call a reader before they begin. */
+#define WATCH_INTERVAL_NS 300000
+#define EAGER_WAITS 1000
+#define LONG_WAIT 4  /* looks after which somebody is to read anyway */
+#define QUIET_LOOKS 20 /* looks without any wait after which the watching thread sleeps */
 
 #define REMEMBERED_INTERRUPTS 16
 #define STOP_SIGNAL (SIGRTMIN + 5)
@@ -125,15 +138,20 @@ struct lane {
     unsigned running; /* threads that have not ended */
     unsigned readers; /* threads that read requests, or are about to */
     unsigned parked;  /* threads that have nothing to do while others read */
-    unsigned blocked; /* threads that may be waiting for something else than requests */
+    unsigned waiting; /* threads that may be waiting for something else than requests */
+    unsigned blocked; /* those of them that have called another one in their place */
+    unsigned waits;   /* begun so far; wraps */
+    unsigned eager;   /* how many more waits call a reader at once */
+    int watching;     /* the watching thread is awake */
+    pthread_cond_t watch;
     unsigned calls;   /* parked threads that are called and have not come yet */
     pthread_cond_t called;
     int ended; /* there are no more requests */
 
     atomic_int stopping;
     atomic_uint vain_looks;
-    pthread_t answers;
-    int answers_started;
+    pthread_t answers, watcher;
+    int answers_started, watcher_started;
     size_t thread_count;
     struct worker workers[];
 };
@@ -169,23 +187,64 @@ static void call_reader(struct lane *lane) {
     }
 }
 
-/* Around whatever may wait for the payload. */
-static void begin_wait(struct lane *lane) {
+/* Around whatever may wait for the payload. What the first one returns, the second one takes. */
+static int begin_wait(struct lane *lane) {
     pthread_mutex_lock(&lane->mutex);
-    lane->blocked++;
-    call_reader(lane);
+    int called = lane->eager > 0;
+    lane->waiting++;
+    lane->waits++;
+    if (called) {
+        lane->eager--;
+        lane->blocked++;
+        call_reader(lane);
+    } else if (!lane->watching)
+        pthread_cond_signal(&lane->watch);
     pthread_mutex_unlock(&lane->mutex);
+    return called;
 }
 
-static void end_wait(struct lane *lane) {
+static void end_wait(struct lane *lane, int called) {
     pthread_mutex_lock(&lane->mutex);
-    lane->blocked--;
+    lane->waiting--;
+    lane->blocked -= (unsigned)called;
     pthread_mutex_unlock(&lane->mutex);
 }
 
 static int request_waits(const struct lane *lane) {
     struct pollfd device = {.fd = lane->config.device, .events = POLLIN};
     return poll(&device, 1, 0) > 0;
+}
+
+/* The thread that sees to it that no request lies unread for long while all others wait. */
+static void *watch(void *argument) {
+    struct lane *lane = argument;
+    const struct timespec interval = {.tv_nsec = WATCH_INTERVAL_NS};
+    unsigned seen = 0, quiet = 0, unread = 0;
+    pthread_mutex_lock(&lane->mutex);
+    while (!lane->ended) {
+        int attended = !lane->waiting || lane->readers;
+        quiet = attended && lane->waits == seen ? quiet + 1 : 0;
+        unread = attended ? 0 : unread + 1;
+        seen = lane->waits;
+        lane->watching = quiet < QUIET_LOOKS;
+        while (!lane->watching && lane->waits == seen && !lane->ended)
+            pthread_cond_wait(&lane->watch, &lane->mutex);
+        lane->watching = 1;
+        pthread_mutex_unlock(&lane->mutex);
+        if (unread) {
+            int found = request_waits(lane);
+            pthread_mutex_lock(&lane->mutex);
+            if (found && !lane->readers)
+                lane->eager = EAGER_WAITS;
+            if (found || unread >= LONG_WAIT)
+                call_reader(lane);
+            pthread_mutex_unlock(&lane->mutex);
+        }
+        nanosleep(&interval, NULL);
+        pthread_mutex_lock(&lane->mutex);
+    }
+    pthread_mutex_unlock(&lane->mutex);
+    return NULL;
 }
 
 /* Returns when it is this thread's turn to read; 0 if there is nothing to read any more. */
@@ -223,6 +282,7 @@ static void end_reading(struct lane *lane) {
     pthread_mutex_lock(&lane->mutex);
     lane->ended = 1;
     pthread_cond_broadcast(&lane->called);
+    pthread_cond_signal(&lane->watch);
     pthread_mutex_unlock(&lane->mutex);
 }
 
@@ -236,10 +296,10 @@ static ssize_t read_at(struct lane *lane, uint8_t *data, size_t size, uint64_t o
     ssize_t count = preadv2(lane->config.payload, &part, 1, (off_t)offset, RWF_NOWAIT);
     if (count > 0)
         return count;
-    begin_wait(lane); /* not in the page cache; or a file system that cannot tell */
+    int called = begin_wait(lane); /* not in the page cache; or a file system that cannot tell */
     count = pread(lane->config.payload, data, size, (off_t)offset);
     int error = errno;
-    end_wait(lane);
+    end_wait(lane, called);
     errno = error;
     return count;
 }
@@ -264,7 +324,8 @@ static int read_payload(struct lane *lane, uint8_t *data, size_t size, uint64_t 
 
 static int write_out(struct lane *lane, const uint8_t *data, size_t size, uint64_t offset) {
     while (size) {
-        ssize_t count = pwrite(lane->config.payload, data, size, (off_t)offset);
+        size_t piece = size < LARGEST_WRITE || lane->payload_is_memory ? size : LARGEST_WRITE;
+        ssize_t count = pwrite(lane->config.payload, data, piece, (off_t)offset);
         if (count < 0 && errno == EINTR)
             continue;
         if (count <= 0) {
@@ -282,9 +343,9 @@ static int write_out(struct lane *lane, const uint8_t *data, size_t size, uint64
 static int write_payload(struct lane *lane, const uint8_t *data, size_t size, uint64_t offset) {
     if (lane->payload_is_memory)
         return write_out(lane, data, size, offset);
-    begin_wait(lane);
+    int called = begin_wait(lane);
     int error = write_out(lane, data, size, offset);
-    end_wait(lane);
+    end_wait(lane, called);
     return error;
 }
 
@@ -326,9 +387,9 @@ static void hold(struct lane *lane, struct sector_range *range, const struct pie
     uint64_t start = piece->extent->start + piece->at;
     if (lane->try_hold(lane->config.locks, range, start, start + piece->covered, exclusive))
         return;
-    begin_wait(lane); /* the other one may be waiting for the payload */
+    int called = begin_wait(lane); /* the other one may be waiting for the payload */
     lane->hold(lane->config.locks, range, start, start + piece->covered, exclusive);
-    end_wait(lane);
+    end_wait(lane, called);
 }
 
 /* The sectors come to lie around `data`, with the plaintext that was asked for at `data` itself. */
@@ -420,11 +481,9 @@ static void serve_read(struct worker *worker) {
 }
 
 static int flush_payload(struct lane *lane) {
-    if (!lane->payload_is_memory)
-        begin_wait(lane);
+    int called = begin_wait(lane);
     int error = fdatasync(lane->config.payload) == 0 ? 0 : errno;
-    if (!lane->payload_is_memory)
-        end_wait(lane);
+    end_wait(lane, called);
     if (error)
         tell(lane, LANE_FLUSHING, 0, error);
     return error;
@@ -528,9 +587,9 @@ static void serve_fallocate(struct worker *worker) {
     else if (!(in->mode & FALLOC_FL_KEEP_SIZE) && size < in->length)
         error = ENOSPC; /* the image would have to grow */
     else {
-        begin_wait(lane); /* it may take minutes, if only of work */
+        int called = begin_wait(lane); /* it may take minutes, if only of work */
         error = in->mode & zeroing ? write_zeros(worker, in->offset, size) : preallocate(lane, in->offset, size);
-        end_wait(lane);
+        end_wait(lane, called);
     }
     answer(lane, worker->request.header.unique, error, NULL, 0);
 }
@@ -613,10 +672,12 @@ static int begin(struct worker *worker) {
         pthread_cond_init(&here.called, NULL);
         queue(lane, &here);
         lane->blocked++;
+        lane->waiting++;
         call_reader(lane);
         while (!here.turn)
             pthread_cond_wait(&here.called, &lane->mutex);
         lane->blocked--;
+        lane->waiting--;
         pthread_cond_destroy(&here.called);
     }
     pthread_mutex_unlock(&lane->mutex);
@@ -680,11 +741,11 @@ static void forward(struct worker *worker, const uint8_t *message, size_t size) 
         sent = send(lane->config.libfuse, message, size, MSG_NOSIGNAL | MSG_DONTWAIT);
     while (sent < 0 && errno == EINTR);
     if (sent < 0 && errno == EAGAIN) { /* pyfuse3 is busy */
-        begin_wait(lane);
+        int called = begin_wait(lane);
         do
             sent = send(lane->config.libfuse, message, size, MSG_NOSIGNAL);
         while (sent < 0 && errno == EINTR);
-        end_wait(lane);
+        end_wait(lane, called);
     }
     if (sent < 0 && header->opcode != FUSE_FORGET && header->opcode != FUSE_BATCH_FORGET)
         answer(lane, header->unique, EIO, NULL, 0); /* libfuse is gone: the mount is ending */
@@ -879,6 +940,9 @@ static int start_threads(struct lane *lane) {
     pthread_sigmask(SIG_SETMASK, &ours, &before);
     int error = start_thread(&lane->answers, bring_answers, lane);
     lane->answers_started = !error;
+    if (!error)
+        error = start_thread(&lane->watcher, watch, lane);
+    lane->watcher_started = !error;
     /* all or none: the mutex keeps the first ones from reading anything until the last one is there */
     pthread_mutex_lock(&lane->mutex);
     for (size_t i = 0; i < lane->thread_count && !error; i++) {
@@ -902,6 +966,7 @@ static void release_memory(struct lane *lane) {
         free(opening);
     }
     pthread_cond_destroy(&lane->called);
+    pthread_cond_destroy(&lane->watch);
     pthread_mutex_destroy(&lane->mutex);
     free(lane->extents);
     free(lane);
@@ -914,6 +979,7 @@ static struct lane *lane_new(const struct lane_config *config) {
         return NULL;
     pthread_mutex_init(&lane->mutex, NULL);
     pthread_cond_init(&lane->called, NULL);
+    pthread_cond_init(&lane->watch, NULL);
     lane->config = *config;
     lane->crypt = (crypt_function)config->crypt;
     lane->hold = (hold_function)config->hold;
@@ -976,5 +1042,7 @@ void lane_stop(struct lane *lane) {
     shutdown(lane->config.libfuse, SHUT_RDWR); /* ends the other thread's wait */
     if (lane->answers_started)
         pthread_join(lane->answers, NULL);
+    if (lane->watcher_started)
+        pthread_join(lane->watcher, NULL);
     release_memory(lane);
 }
