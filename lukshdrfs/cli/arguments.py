@@ -8,6 +8,8 @@ from typing import Any, NoReturn, TypeAlias
 
 from lukshdrfs.cli.secrets import SecretSource
 from lukshdrfs.errors import UsageError
+from lukshdrfs.luks import NO_LIMITS, KdfLimits
+from lukshdrfs.luks.kdf_cost import KdfWish
 from lukshdrfs.volume import HeaderPin
 
 _LONGEST_NUMBER = 20
@@ -22,6 +24,8 @@ class Parser(argparse.ArgumentParser):
     def __init__(self, **options: Any) -> None:
         """Take argparse's options; abbreviated ones are not recognised, so that new ones can be added."""
         super().__init__(**{"allow_abbrev": False, **options})
+        self.subcommands: Subparsers | None = None
+        """The commands of a command that has some."""
 
     def error(self, message: str) -> NoReturn:
         """Refuse the command line in one line."""
@@ -29,6 +33,13 @@ class Parser(argparse.ArgumentParser):
 
 
 Subparsers: TypeAlias = "argparse._SubParsersAction[Parser]"  # noqa: SLF001 - argparse has no public name for it
+
+
+def add_subcommands(subparsers: Subparsers, name: str, help_: str) -> Subparsers:
+    """Add a command that has commands of its own, and return where they go."""
+    parser = subparsers.add_parser(name, help=help_, description=help_)
+    parser.subcommands = parser.add_subparsers(metavar="COMMAND", required=True, parser_class=Parser)
+    return parser.subcommands
 
 
 def number(text: str) -> int:
@@ -81,6 +92,54 @@ def add_secrets(parser: Parser) -> None:
     parser.add_argument("-T", "--tries", type=number, default=3, metavar="N", help="times to ask (3)")
 
 
+def add_new_secrets(parser: Parser) -> None:
+    """Add the options that say where the new secret is."""
+    parser.add_argument("--new-key-file", metavar="SRC", help="all of a file's bytes are the new key; path, fd:N, -")
+    parser.add_argument("--new-keyfile-offset", type=number, default=0, metavar="BYTES", help="skip these")
+    parser.add_argument("--new-keyfile-size", type=number, metavar="BYTES", help="use only these many")
+    parser.add_argument("--new-passphrase-file", metavar="SRC", help="the first line is the new passphrase")
+
+
+def add_kdf(parser: Parser, hash_help: str) -> None:
+    """Add the options that say how much work a new keyslot takes."""
+    parser.add_argument("--hash", metavar="HASH", help=hash_help)
+    parser.add_argument("--pbkdf", metavar="KDF", help="argon2id, argon2i or pbkdf2 (argon2id; luks1: pbkdf2)")
+    parser.add_argument(
+        "--pbkdf-memory", type=number, metavar="KIB", help="of argon2; at most half of the RAM by itself"
+    )
+    parser.add_argument("--pbkdf-parallel", type=number, metavar="N", help="threads of argon2, at most 4")
+    parser.add_argument("--pbkdf-force-iterations", type=number, metavar="N", help="passes or iterations; no measuring")
+    parser.add_argument("-i", "--iter-time", type=number, default=2000, metavar="MS", help="time to unlock (2000)")
+    parser.add_argument("--keyslot-cipher", metavar="SPEC", help="of the keyslot's area (the data's; luks2)")
+    parser.add_argument("--keyslot-key-size", type=number, metavar="BITS", help="for it (the volume key's)")
+
+
+def kdf_wish(arguments: argparse.Namespace, version: int, usual_hash: str) -> KdfWish:
+    """Return the work that is wished for in a header of LUKS version 1 or 2."""
+    return KdfWish(
+        arguments.pbkdf or ("pbkdf2" if version == 1 else "argon2id"),
+        arguments.iter_time,
+        arguments.pbkdf_memory,
+        arguments.pbkdf_parallel,
+        arguments.pbkdf_force_iterations,
+        arguments.hash or usual_hash,
+    )
+
+
+def key_bytes(bits: int | None, option: str) -> int | None:
+    """Return the bytes of a key from its bits. Raises UsageError if they are not whole."""
+    if bits is None:
+        return None
+    if bits % 8 or not bits:
+        raise UsageError(f"{option} {bits}: expected a multiple of 8 bits")
+    return bits // 8
+
+
+def kdf_limits(arguments: argparse.Namespace) -> KdfLimits | None:
+    """Return the most that a header may ask for; None for the usual."""
+    return NO_LIMITS if arguments.no_kdf_limit else None
+
+
 def pin(arguments: argparse.Namespace) -> HeaderPin:
     """Return which header is allowed."""
     sha256, identity = arguments.header_sha256, arguments.header_uuid
@@ -108,5 +167,22 @@ def secret_source(arguments: argparse.Namespace) -> SecretSource:
         keyfile_size=arguments.keyfile_size,
         passphrase_file=arguments.passphrase_file,
         volume_key_file=arguments.volume_key_file,
+        tries=arguments.tries,
+    )
+
+
+def new_secret_source(arguments: argparse.Namespace) -> SecretSource:
+    """Return where the new secret is. Raises UsageError if several places are named, or one is that of the old one."""
+    named = [name for name in (arguments.new_key_file, arguments.new_passphrase_file) if name is not None]
+    if len(named) > 1:
+        raise UsageError("give one of --new-key-file and --new-passphrase-file")
+    old = [arguments.key_file, arguments.passphrase_file, arguments.volume_key_file]
+    if "-" in named and "-" in old:
+        raise UsageError("standard input can be the old key or the new one, not both")
+    return SecretSource(
+        key_file=arguments.new_key_file,
+        keyfile_offset=arguments.new_keyfile_offset,
+        keyfile_size=arguments.new_keyfile_size,
+        passphrase_file=arguments.new_passphrase_file,
         tries=arguments.tries,
     )

@@ -1,4 +1,4 @@
-"""`lukshdrfs create`: a new volume, its header in a file of its own."""
+"""`lukshdrfs create`: a new volume, its header in a file of its own, on a device, or at the start of the payload."""
 
 from __future__ import annotations
 
@@ -7,147 +7,238 @@ import logging
 import os
 import stat
 import sys
-import tempfile
-import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from uuid import uuid4
 
 from lukshdrfs.cipher import CipherSpec
-from lukshdrfs.cli.arguments import Subparsers, add_secrets, number, secret_source, size
-from lukshdrfs.cli.secrets import ask_twice
-from lukshdrfs.errors import DeviceError, InUse, PayloadError, UsageError
-from lukshdrfs.luks.kdf_cost import KdfWish, choose_kdf
+from lukshdrfs.cli.arguments import Parser, Subparsers, add_kdf, kdf_wish, key_bytes, number, size
+from lukshdrfs.cli.header import checked_uuid
+from lukshdrfs.cli.progress import Progress
+from lukshdrfs.cli.secrets import SecretSource, new_secret
+from lukshdrfs.errors import DeviceError, PayloadError, UsageError
+from lukshdrfs.luks import parse_header
+from lukshdrfs.luks.keyslots import add_keyslot, new_keyslot
 from lukshdrfs.luks.luks1 import SECTOR as LUKS1_SECTOR_SIZE
-from lukshdrfs.luks.luks1_format import Luks1Format, format_luks1
-from lukshdrfs.luks.luks2_format import Luks2Format, format_luks2
+from lukshdrfs.luks.luks1_format import HEADER_ALIGNMENT, Luks1Format, format_luks1, header_size
+from lukshdrfs.luks.luks2_format import KEYSLOTS_SIZE, METADATA_SIZE, Luks2Format, format_luks2
 from lukshdrfs.payload import FilePayload, known_signature
 from lukshdrfs.secret import SecretBytes
-from lukshdrfs.sectors import SECTOR_SIZES
+from lukshdrfs.sectors import SECTOR_SIZES, round_up
+from lukshdrfs.volume import (
+    create_header_file,
+    fill_with_random,
+    locked_for_writing,
+    replace_header_file,
+    sync_descriptor,
+    write_all,
+)
 
 log = logging.getLogger(__name__)
-
-WIPE_STEP = 4 * 1024 * 1024
 
 
 def add_parser(subparsers: Subparsers) -> None:
     """Add the command."""
-    parser = subparsers.add_parser("create", help="make a new volume with a detached header")
+    parser = subparsers.add_parser("create", help="make a new volume, with a detached header or an attached one")
     parser.add_argument("payload", metavar="PAYLOAD")
-    parser.add_argument("--header", required=True, metavar="FILE", help="where the header goes; must not exist")
+    parser.add_argument("--header", metavar="FILE", help="where the header goes; left out: the start of the payload")
     parser.add_argument("--size", type=size, metavar="N", help="create the payload with this many bytes (K, M, G, T)")
+    parser.add_argument("--payload-format", default="raw", metavar="F", help="raw")
     parser.add_argument("--type", default="luks2", metavar="T", help="luks2 or luks1 (luks2)")
-    parser.add_argument("-c", "--cipher", default="aes-xts-plain64", help="aes-xts-plain64")
+    parser.add_argument("-c", "--cipher", default="aes-xts-plain64", metavar="SPEC", help="aes-xts-plain64")
     parser.add_argument("-s", "--key-size", type=number, metavar="BITS", help="512 for xts, else 256")
     parser.add_argument(
         "--sector-size", type=number, metavar="BYTES", help="4096 where the payload's size allows (luks2)"
     )
-    parser.add_argument("--hash", default="sha256", help="of digest, AF splitter and pbkdf2 (sha256)")
-    parser.add_argument("--pbkdf", metavar="KDF", help="argon2id, argon2i or pbkdf2 (argon2id; luks1: pbkdf2)")
-    parser.add_argument("--pbkdf-memory", type=number, metavar="KIB")
-    parser.add_argument("--pbkdf-parallel", type=number, metavar="N")
-    parser.add_argument("--pbkdf-force-iterations", type=number, metavar="N")
-    parser.add_argument("-i", "--iter-time", type=number, default=2000, metavar="MS", help="time to unlock (2000)")
+    parser.add_argument("--offset", type=size, metavar="N", help="where the data begin on the payload")
+    parser.add_argument("--luks2-metadata-size", type=size, metavar="N", help="of one copy of the metadata (16K)")
+    parser.add_argument("--luks2-keyslots-size", type=size, metavar="N", help="set aside for keyslots (16 MiB in all)")
+    add_kdf(parser, "of digest, AF splitter and pbkdf2 (sha256)")
     parser.add_argument("--uuid", help="random")
     parser.add_argument("--label", default="")
     parser.add_argument("--subsystem", default="")
-    parser.add_argument("--wipe", action=argparse.BooleanOptionalAction, help="fill the payload with random bytes")
+    parser.add_argument(
+        "--wipe", action=argparse.BooleanOptionalAction, help="fill the payload with random bytes (a new one is)"
+    )
     parser.add_argument("--force", action="store_true", help="overwrite a header, and data that is recognised")
-    add_secrets(parser)
+    _add_secrets(parser)
     parser.set_defaults(run=run)
+
+
+def _add_secrets(parser: Parser) -> None:
+    parser.add_argument(
+        "-d", "--key-file", action="append", default=[], metavar="SRC",
+        help="all of a file's bytes are the key; path, fd:N, -; repeatable, each gets a keyslot",
+    )  # fmt: skip
+    parser.add_argument("--keyfile-offset", type=number, default=0, metavar="BYTES", help="skip these")
+    parser.add_argument("-l", "--keyfile-size", type=number, metavar="BYTES", help="use only these many")
+    parser.add_argument("--passphrase-file", metavar="SRC", help="the first line, without its newline")
+    parser.add_argument("--volume-key-file", metavar="SRC", help="take this volume key; a random one if left out")
+    parser.add_argument("-T", "--tries", type=number, default=3, metavar="N", help="times to ask (3)")
 
 
 def run(arguments: argparse.Namespace) -> int:
     """Carry the command out. Whatever it made so far is gone again if it fails."""
-    _check_type(arguments)
-    if os.path.realpath(arguments.header) == os.path.realpath(arguments.payload):
-        raise UsageError("header and payload are the same file")
+    _check(arguments)
     cipher = CipherSpec.parse(arguments.cipher)
-    key_size = _key_size(cipher, arguments.key_size)
-    identifier = _uuid(arguments.uuid)
-    header_path = Path(os.path.realpath(arguments.header))  # a link stays one
-    _check_header_path(header_path, force=arguments.force)
-    wish = KdfWish(
-        arguments.pbkdf or ("argon2id" if arguments.type == "luks2" else "pbkdf2"),
-        arguments.iter_time,
-        arguments.pbkdf_memory,
-        arguments.pbkdf_parallel,
-        arguments.pbkdf_force_iterations,
-        arguments.hash,
-    )
+    key_size = key_bytes(arguments.key_size, "--key-size") or cipher.key_sizes[-1]
+    cipher.check_key_size(key_size)
+    version = 1 if arguments.type == "luks1" else 2
+    wish = kdf_wish(arguments, version, "sha256")
+    wish.check()
+    if arguments.header:
+        _check_header_place(arguments)
     with _payload(arguments) as (payload, created):
-        sector_size = _sector_size(arguments.sector_size, payload.size)
-        kdf = choose_kdf(wish)
-        source = secret_source(argparse.Namespace(**{**vars(arguments), "header": None}))
-        if source.volume_key_file is not None:
-            raise UsageError("--volume-key-file: create makes a new volume key")
-        with (
-            ask_twice(source, f"New passphrase for {arguments.payload}: ") as passphrase,
-            SecretBytes.random(key_size) as volume_key,
-        ):
-            if not len(passphrase):
-                raise UsageError("an empty passphrase protects nothing; is the key file or standard input empty?")
-            if arguments.type == "luks1":
-                header = format_luks1(Luks1Format(cipher, kdf, identifier), volume_key, passphrase)
-            else:
-                form = Luks2Format(
-                    cipher, sector_size, kdf, identifier, arguments.hash, arguments.label, arguments.subsystem
-                )
-                header = format_luks2(form, volume_key, passphrase)
-        _prepare_payload(payload, wipe=created if arguments.wipe is None else arguments.wipe, created=created)
-        _write_header(header_path, header, replace=arguments.force)
+        form = _form(arguments, cipher, key_size, payload.size)
+        with _volume_key(arguments, key_size) as volume_key:
+            area = (format_luks1 if isinstance(form, Luks1Format) else format_luks2)(form, volume_key)  # type: ignore[arg-type]
+            for secret in _secrets(arguments):
+                with secret:
+                    header = parse_header(area)
+                    slot = new_keyslot(
+                        header,
+                        key_size,
+                        wish,
+                        encryption=arguments.keyslot_cipher,
+                        area_key_size=key_bytes(arguments.keyslot_key_size, "--keyslot-key-size"),
+                    )
+                    area = add_keyslot(header, volume_key, secret, slot)[1].applied_to(area)
+        if created if arguments.wipe is None else arguments.wipe:
+            _wipe(payload, created=created)
+        elif created:
+            sys.stderr.write("the payload is sparse: it shows how much of it is used, and that it is not random data\n")
+        if arguments.header:
+            _write_header(arguments, area)
+        else:
+            payload.write(memoryview(area), 0)
+            payload.flush()
     return 0
 
 
-def _check_type(arguments: argparse.Namespace) -> None:
-    """Raise UsageError for a type that there is not, and for what LUKS1 does not have."""
+def _check(arguments: argparse.Namespace) -> None:
+    """Raise UsageError for what cannot be, or cannot be together."""
+    if arguments.payload_format != "raw":
+        raise UsageError(f"payload format {arguments.payload_format!r} is not supported; expected raw")
     if arguments.type not in ("luks1", "luks2"):
         raise UsageError(f"--type {arguments.type} is not supported; expected luks2 or luks1")
-    if arguments.type == "luks2":
-        return
+    if arguments.uuid is not None:
+        arguments.uuid = checked_uuid(arguments.uuid)
+    if arguments.key_file and arguments.passphrase_file is not None:
+        raise UsageError("give --key-file or --passphrase-file, not both")
+    if [*arguments.key_file, arguments.passphrase_file, arguments.volume_key_file].count("-") > 1:
+        raise UsageError("standard input can be one key, not several")
+    if arguments.size == 0:
+        raise UsageError("--size 0: the volume would be empty")
+    if arguments.type == "luks1":
+        _check_luks1(arguments)
+
+
+def _check_luks1(arguments: argparse.Namespace) -> None:
+    """Raise UsageError for what LUKS1 does not have."""
     if arguments.label or arguments.subsystem:
         raise UsageError("--label and --subsystem: LUKS1 has neither; leave them out, or take --type luks2")
+    if arguments.luks2_metadata_size is not None or arguments.luks2_keyslots_size is not None:
+        raise UsageError("--luks2-metadata-size and --luks2-keyslots-size are for --type luks2")
     if arguments.sector_size not in (None, LUKS1_SECTOR_SIZE):
         raise UsageError(f"--sector-size {arguments.sector_size}: LUKS1 has 512 only; take --type luks2")
     arguments.sector_size = LUKS1_SECTOR_SIZE
 
 
-def _key_size(cipher: CipherSpec, bits: int | None) -> int:
-    """Return the volume key's size in bytes; cryptsetup's default is 256 bits, twice that for XTS."""
-    if bits is None:
-        return cipher.key_sizes[-1]
-    if bits % 8:
-        raise UsageError(f"--key-size {bits}: expected a multiple of 8 bits")
-    cipher.check_key_size(bits // 8)
-    return bits // 8
+def _form(
+    arguments: argparse.Namespace, cipher: CipherSpec, key_size: int, payload_size: int
+) -> Luks1Format | Luks2Format:
+    """Return what the header is to be, after checking that the payload has whole sectors for it."""
+    identifier = arguments.uuid or str(uuid4())
+    usual_hash = arguments.hash or "sha256"
+    if arguments.type == "luks1":
+        offset = _data_offset(arguments, header_size(key_size))
+        _sector_size(LUKS1_SECTOR_SIZE, payload_size, offset)
+        return Luks1Format(cipher, identifier, usual_hash, offset)
+    metadata_size = METADATA_SIZE if arguments.luks2_metadata_size is None else arguments.luks2_metadata_size
+    keyslots_size = arguments.luks2_keyslots_size
+    if keyslots_size is None:
+        keyslots_size = 2 * METADATA_SIZE + KEYSLOTS_SIZE - 2 * metadata_size
+    offset = _data_offset(arguments, 2 * metadata_size + keyslots_size)
+    return Luks2Format(
+        cipher,
+        _sector_size(arguments.sector_size, payload_size, offset),
+        identifier,
+        usual_hash,
+        arguments.label,
+        arguments.subsystem,
+        offset,
+        metadata_size,
+        keyslots_size,
+    )
 
 
-def _uuid(text: str | None) -> str:
-    try:
-        return str(uuid.uuid4() if text is None else uuid.UUID(text))
-    except ValueError:
-        raise UsageError(f"--uuid {text}: not a UUID") from None
+def _data_offset(arguments: argparse.Namespace, header_size_: int) -> int:
+    """Return the byte of the payload at which the data begin: behind an attached header, at 1 MiB steps."""
+    if arguments.offset is not None:
+        if arguments.offset % LUKS1_SECTOR_SIZE:
+            raise UsageError(f"--offset {arguments.offset}: expected a multiple of {LUKS1_SECTOR_SIZE} bytes")
+        if not arguments.header and arguments.offset < header_size_:
+            raise UsageError(f"--offset {arguments.offset}: the header before it takes {header_size_} bytes")
+        return int(arguments.offset)
+    return 0 if arguments.header else round_up(header_size_, HEADER_ALIGNMENT)
 
 
-def _sector_size(wanted: int | None, payload_size: int) -> int:
+def _sector_size(wanted: int | None, payload_size: int, offset: int) -> int:
     """Return the sector size in bytes, after checking that the payload has whole sectors."""
     if wanted is not None and wanted not in SECTOR_SIZES:
         raise UsageError(f"--sector-size {wanted}: expected {', '.join(map(str, SECTOR_SIZES))}")
-    best = SECTOR_SIZES[-1] if payload_size % SECTOR_SIZES[-1] == 0 else SECTOR_SIZES[0]
-    sector_size = wanted or best
-    if payload_size < sector_size or payload_size % sector_size:
-        raise DeviceError(f"the payload has {payload_size} bytes, not whole sectors of {sector_size}")
+    space = payload_size - offset
+    sector_size = wanted or (SECTOR_SIZES[0] if space % SECTOR_SIZES[-1] else SECTOR_SIZES[-1])
+    if space < sector_size or space % sector_size:
+        behind = f" from byte {offset} on" if offset else ""
+        raise DeviceError(f"the payload has {max(space, 0)} bytes{behind}, not whole sectors of {sector_size}")
     return sector_size
 
 
-def _check_header_path(path: Path, *, force: bool) -> None:
+@contextmanager
+def _volume_key(arguments: argparse.Namespace, key_size: int) -> Iterator[SecretBytes]:
+    if arguments.volume_key_file is None:
+        with SecretBytes.random(key_size) as key:
+            yield key
+        return
+    with SecretSource(volume_key_file=arguments.volume_key_file).read("") as key:
+        if len(key) != key_size:
+            raise UsageError(
+                f"volume key file {arguments.volume_key_file} has {len(key)} bytes, the volume key {key_size}; "
+                "see --key-size"
+            )
+        yield key
+
+
+def _secrets(arguments: argparse.Namespace) -> Iterator[SecretBytes]:
+    """Yield the secrets of the new keyslots, each one the caller's to wipe."""
+    sources = [
+        SecretSource(key_file, arguments.keyfile_offset, arguments.keyfile_size) for key_file in arguments.key_file
+    ] or [SecretSource(passphrase_file=arguments.passphrase_file, tries=arguments.tries)]
+    for source in sources:
+        yield new_secret(source, f"New passphrase for {arguments.payload}: ")
+
+
+def _check_header_place(arguments: argparse.Namespace) -> None:
+    """Raise DeviceError or UsageError unless a header can be made where it is to go."""
+    path = Path(os.path.realpath(arguments.header))  # a link stays one
+    if path == Path(os.path.realpath(arguments.payload)):
+        raise UsageError("header and payload are the same file; leave --header out for an attached header")
     if not path.parent.is_dir():
         raise DeviceError(f"header {path}: the directory {path.parent} is not there")
     if not path.exists():
         return
+    if path.is_block_device():
+        found = known_signature(str(path))
+        if found and not arguments.force:
+            raise DeviceError(f"header {path} holds data ({found}); --force overwrites it")
+        if found:
+            log.warning("header %s: its data (%s) is overwritten", path, found)
+        return
     if not path.is_file():
-        raise DeviceError(f"header {path} is not a regular file; create makes headers in files of their own")
-    if not force:
+        raise DeviceError(f"header {path} is neither a regular file nor a block device")
+    if not arguments.force:
         raise DeviceError(f"header {path} is there already; --force replaces it, and what only it opens is lost")
     log.warning("header %s is replaced; a volume that only it opens is lost", path)
 
@@ -196,56 +287,31 @@ def _refuse_known_data(name: str, *, force: bool) -> None:
     log.warning("payload %s: its data (%s) will be unreadable", name, found)
 
 
-def _prepare_payload(payload: FilePayload, *, wipe: bool, created: bool) -> None:
-    if wipe:
-        _wipe(payload)
-    elif created:
-        sys.stderr.write("the payload is sparse: it shows how much of it is used, and that it is not random data\n")
-
-
-def _wipe(payload: FilePayload) -> None:
+def _wipe(payload: FilePayload, *, created: bool) -> None:
     """Fill the payload with random bytes, so that used and unused sectors look alike."""
-    progress = sys.stderr.isatty()
-    for offset in range(0, payload.size, WIPE_STEP):
-        payload.write(memoryview(os.urandom(min(WIPE_STEP, payload.size - offset))), offset)
-        if progress:
-            sys.stderr.write(f"\rfilling {payload.name} with random bytes: {offset * 100 // payload.size} %")
-    payload.flush()
-    if progress:
-        sys.stderr.write("\r\033[K")
-
-
-def _write_header(path: Path, header: bytes, *, replace: bool) -> None:
-    """Write a header file that is complete and on its storage before its name appears."""
     try:
-        with tempfile.NamedTemporaryFile(dir=path.parent, prefix=f".{path.name}.", delete=False) as file:
-            temporary = Path(file.name)  # tempfile makes it with mode 0600
-            try:
-                file.write(header)
-                file.flush()
-                os.fsync(file.fileno())
-                _give_name(temporary, path, replace=replace)
-            finally:
-                temporary.unlink(missing_ok=True)
-        directory = os.open(path.parent, os.O_RDONLY | os.O_DIRECTORY)
-        try:
-            os.fsync(directory)
-        finally:
-            os.close(directory)
-    except OSError as error:
-        raise PayloadError(f"header {path}: {os.strerror(error.errno or 0)}", error.errno or 0) from None
+        with Progress(f"filling {payload.name} with random bytes", payload.size) as progress:
+            fill_with_random(payload, 0, payload.size, progress.show)
+    except BaseException:
+        if not created:
+            log.warning("payload %s is partly overwritten, and no header was made; run create again", payload.name)
+        raise
 
 
-def _give_name(temporary: Path, path: Path, *, replace: bool) -> None:
-    if replace:
-        temporary.replace(path)
+def _write_header(arguments: argparse.Namespace, area: bytes) -> None:
+    """Write the header: a file appears when it is complete, a device is written in place."""
+    path = Path(os.path.realpath(arguments.header))
+    if not path.exists():
+        create_header_file(path, area)
         return
-    try:
-        os.link(temporary, path)  # unlike a rename, this replaces nothing
-    except FileExistsError:
-        raise InUse(f"header {path} was made by somebody else meanwhile") from None
-    except OSError as error:
-        if path.exists():
-            raise
-        log.debug("no hard links here (%s); renaming instead", error)
-        temporary.rename(path)
+    if path.is_file():
+        replace_header_file(path, area)
+        return
+    with locked_for_writing(str(path)) as descriptor:
+        device_size = os.lseek(descriptor, 0, os.SEEK_END)
+        if device_size < len(area):
+            raise PayloadError(
+                f"header {path} has {device_size} bytes, a header takes {len(area)}; see --luks2-keyslots-size"
+            )
+        write_all(descriptor, area, 0, f"header {path}")
+        sync_descriptor(descriptor, f"header {path}")

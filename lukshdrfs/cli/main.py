@@ -5,12 +5,13 @@ from __future__ import annotations
 import os
 import signal
 import sys
+from collections.abc import Iterator
 from itertools import takewhile
 from typing import NoReturn
 
 from lukshdrfs._version import VERSION
-from lukshdrfs.cli import benchmark, create, info, logs, mount, unmount
-from lukshdrfs.cli.arguments import Parser
+from lukshdrfs.cli import benchmark, create, header, info, key, logs, mount, unmount
+from lukshdrfs.cli.arguments import Parser, Subparsers
 from lukshdrfs.cli.outcome import exit_status
 from lukshdrfs.secret import harden_process
 
@@ -20,6 +21,8 @@ COMMANDS = {
     "umount": unmount,
     "create": create,
     "info": info,
+    "key": key,
+    "header": header,
     "benchmark": benchmark,
 }
 
@@ -38,10 +41,20 @@ def build_parser() -> Parser:
     subparsers = parser.add_subparsers(metavar="COMMAND", required=True, parser_class=Parser)
     for command in dict.fromkeys(COMMANDS.values()):
         command.add_parser(subparsers)
-    for command_parser in dict.fromkeys(subparsers.choices.values()):
+    for command_parser in _commands_below(subparsers):
         command_parser.add_argument("-v", "--verbose", action="count", default=0, help="log more; twice for everything")
         command_parser.add_argument("-q", "--quiet", action="store_true", help="log errors only")
     return parser
+
+
+def _commands_below(subparsers: Subparsers) -> Iterator[Parser]:
+    """Yield the parsers of all commands that have no commands of their own."""
+    for parser in dict.fromkeys(subparsers.choices.values()):
+        below = parser.subcommands
+        if below is None:
+            yield parser
+        else:
+            yield from _commands_below(below)
 
 
 def _expand_short_form(words: list[str]) -> list[str]:

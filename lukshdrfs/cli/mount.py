@@ -12,13 +12,22 @@ from dataclasses import dataclass
 from typing import TypeVar, get_args
 
 from lukshdrfs.cli import logs
-from lukshdrfs.cli.arguments import Subparsers, add_header, add_secrets, number, pin, secret_source, size
+from lukshdrfs.cli.arguments import (
+    Subparsers,
+    add_header,
+    add_secrets,
+    kdf_limits,
+    number,
+    pin,
+    secret_source,
+    size,
+)
 from lukshdrfs.cli.mount_options import apply_options
 from lukshdrfs.cli.outcome import exit_status
 from lukshdrfs.cli.secrets import SecretSource
 from lukshdrfs.errors import DeviceError, LukshdrfsError, UsageError, WrongKey
 from lukshdrfs.fuse import DataPath, MountOptions, check_fuse, check_mountpoint, run_in_background, serve
-from lukshdrfs.luks import NO_LIMITS, Header
+from lukshdrfs.luks import Header
 from lukshdrfs.payload import FilePayload
 from lukshdrfs.secret import SecretBytes, lock_process_memory
 from lukshdrfs.volume import LockedVolume, Volume, Window, lock_volume, read_header, source_descriptor
@@ -193,7 +202,7 @@ def _open_any(candidates: list[LockedVolume], secret: SecretBytes, request: _Req
     problems: list[LukshdrfsError] = []
     for locked in candidates:
         try:
-            limits = NO_LIMITS if request.arguments.no_kdf_limit else None
+            limits = kdf_limits(request.arguments)
             if request.secrets.volume_key_file is not None:
                 return locked.unlock_with_volume_key(secret, limits)
             return locked.unlock(secret, request.arguments.key_slot, limits)

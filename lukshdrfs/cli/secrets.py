@@ -180,12 +180,25 @@ def _ask(prompt: str) -> SecretBytes:
         sys.stderr.flush()
 
 
-def ask_twice(source: SecretSource, prompt: str) -> SecretBytes:
-    """Return a new passphrase; one that is typed is asked for again. Raises UsageError if they differ."""
-    first = source.read(prompt)
-    if source.interactive:
+def new_secret(source: SecretSource, prompt: str) -> SecretBytes:
+    """
+    Return a new secret; one that is typed is asked for twice, and again if the two differ.
+
+    Raises UsageError if they differ each time, or the secret is empty.
+    """
+    tries = max(1, source.tries) if source.interactive else 1
+    while True:
+        tries -= 1
+        first = source.read(prompt)
+        if not source.interactive:
+            break
         with source.read("Again: ") as second:
-            if first != second:
-                first.wipe()
-                raise UsageError("the two passphrases differ; nothing was changed")
+            if first == second:
+                break
+        first.wipe()
+        if tries == 0:
+            raise UsageError("the two passphrases differ; nothing was changed")
+        sys.stderr.write("The two passphrases differ; please type them again.\n")
+    if not len(first):
+        raise UsageError("an empty passphrase protects nothing; is the key file or standard input empty?")
     return first

@@ -1,6 +1,6 @@
 """The on-disk formats as values: parse, check, unlock, make. Parsing takes bytes and opens nothing."""
 
-from lukshdrfs.luks.header import MAX_EXTENT, PREFIX_SIZE, header_extent, parse_header
+from lukshdrfs.luks.header import MAX_EXTENT, PREFIX_SIZE, header_extent, is_luks1, parse_header
 from lukshdrfs.luks.kdf import NO_LIMITS, KdfLimits
 from lukshdrfs.luks.model import Digest, Header, Kdf, Keyslot, Segment, Token
 from lukshdrfs.luks.unlock import UnlockedKey, accept_volume_key, unlock
@@ -19,6 +19,7 @@ __all__ = [
     "UnlockedKey",
     "accept_volume_key",
     "header_extent",
+    "is_luks1",
     "parse_header",
     "unlock",
 ]

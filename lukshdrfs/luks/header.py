@@ -30,6 +30,11 @@ def _version(data: bytes) -> int:
     return version or _NEWEST
 
 
+def is_luks1(data: bytes) -> bool:
+    """Whether `data` start like a LUKS1 header. Raises HeaderError for a version that is not known."""
+    return _version(data) == 1
+
+
 def header_extent(prefix: bytes) -> int:
     """
     Return how many bytes the header takes that starts with `prefix` (the first PREFIX_SIZE bytes, or all).

@@ -12,6 +12,7 @@ import time
 from dataclasses import dataclass
 
 from lukshdrfs.errors import UsageError
+from lukshdrfs.luks.hashes import find_hash
 from lukshdrfs.luks.kdf import KdfLimits, derive
 from lukshdrfs.luks.luks2_json import SALT_SIZE
 from lukshdrfs.luks.model import Kdf
@@ -43,42 +44,66 @@ class KdfWish:
     hash: str = "sha256"
     """PBKDF2 only."""
 
+    def check(self) -> None:
+        """Raise UsageError for what cannot be, before anything is measured or made, UnsupportedFeature for the hash."""
+        if self.time_ms <= 0:
+            raise UsageError("--iter-time must be more than 0 milliseconds")
+        find_hash(self.hash)
+        if self.type == "pbkdf2":
+            self._check_pbkdf2()
+        elif self.type in ("argon2i", "argon2id"):
+            self._check_argon2()
+        else:
+            raise UsageError(f"--pbkdf {self.type}: expected argon2id, argon2i or pbkdf2")
+
+    def _check_pbkdf2(self) -> None:
+        if self.memory_kib is not None or self.lanes is not None:
+            raise UsageError("--pbkdf-memory and --pbkdf-parallel are for argon2")
+        if self.iterations is not None and not MIN_ITERATIONS <= self.iterations <= _CEILING.iterations:
+            raise UsageError(f"{self.iterations} iterations: expected {MIN_ITERATIONS} to {_CEILING.iterations}")
+
+    def _check_argon2(self) -> None:
+        lanes, memory = self.usual_lanes, self.usual_memory_kib
+        if not 1 <= lanes <= MAX_LANES:
+            raise UsageError(f"--pbkdf-parallel {lanes}: expected 1 to {MAX_LANES}")
+        if not max(MIN_MEMORY_KIB, 8 * lanes) <= memory <= _CEILING.memory_kib:
+            raise UsageError(f"--pbkdf-memory {memory}: expected {MIN_MEMORY_KIB} to {_CEILING.memory_kib} KiB")
+        most = _CEILING.work_kib // memory
+        if self.iterations is not None and not MIN_PASSES <= self.iterations <= most:
+            raise UsageError(f"{self.iterations} passes: expected {MIN_PASSES} to {most}")
+
+    @property
+    def usual_lanes(self) -> int:
+        """Threads of argon2."""
+        return min(MAX_LANES, os.cpu_count() or 1) if self.lanes is None else self.lanes
+
+    @property
+    def usual_memory_kib(self) -> int:
+        """Most memory of argon2."""
+        return min(DEFAULT_MEMORY_KIB, _half_of_ram_kib()) if self.memory_kib is None else self.memory_kib
+
 
 def choose_kdf(wish: KdfWish) -> Kdf:
     """Return a KDF with a new salt and the cost that is wished for. Raises UsageError for one that cannot be."""
-    if wish.time_ms <= 0:
-        raise UsageError("--iter-time must be more than 0 milliseconds")
-    if wish.type == "pbkdf2":
-        return _choose_pbkdf2(wish)
-    if wish.type in ("argon2i", "argon2id"):
-        return _choose_argon2(wish)
-    raise UsageError(f"--pbkdf {wish.type}: expected argon2id, argon2i or pbkdf2")
+    wish.check()
+    return _choose_pbkdf2(wish) if wish.type == "pbkdf2" else _choose_argon2(wish)
 
 
 def _choose_pbkdf2(wish: KdfWish) -> Kdf:
-    if wish.memory_kib is not None or wish.lanes is not None:
-        raise UsageError("--pbkdf-memory and --pbkdf-parallel are for argon2")
     iterations = wish.iterations
     if iterations is None:
         trial = Kdf("pbkdf2", bytes(SALT_SIZE), _TRIAL_ITERATIONS, hash=wish.hash)
         iterations = max(MIN_ITERATIONS, int(_TRIAL_ITERATIONS * wish.time_ms / _measure_ms(trial)))
-    if not MIN_ITERATIONS <= iterations <= _CEILING.iterations:
-        raise UsageError(f"{iterations} iterations: expected {MIN_ITERATIONS} to {_CEILING.iterations}")
+    iterations = min(iterations, _CEILING.iterations)
     return Kdf("pbkdf2", os.urandom(SALT_SIZE), iterations, hash=wish.hash)
 
 
 def _choose_argon2(wish: KdfWish) -> Kdf:
-    lanes = min(MAX_LANES, os.cpu_count() or 1) if wish.lanes is None else wish.lanes
-    memory = min(DEFAULT_MEMORY_KIB, _half_of_ram_kib()) if wish.memory_kib is None else wish.memory_kib
-    if not 1 <= lanes <= MAX_LANES:
-        raise UsageError(f"--pbkdf-parallel {lanes}: expected 1 to {MAX_LANES}")
-    if not max(MIN_MEMORY_KIB, 8 * lanes) <= memory <= _CEILING.memory_kib:
-        raise UsageError(f"--pbkdf-memory {memory}: expected {MIN_MEMORY_KIB} to {_CEILING.memory_kib} KiB")
+    lanes, memory = wish.usual_lanes, wish.usual_memory_kib
     passes = wish.iterations
     if passes is None:
         passes, memory = _argon2_cost(wish, memory, lanes)
-    if not MIN_PASSES <= passes <= _CEILING.work_kib // memory:
-        raise UsageError(f"{passes} passes: expected {MIN_PASSES} to {_CEILING.work_kib // memory}")
+        passes = min(passes, _CEILING.work_kib // memory)
     return Kdf(wish.type, os.urandom(SALT_SIZE), passes, memory_kib=memory, lanes=lanes)
 
 

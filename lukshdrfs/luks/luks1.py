@@ -21,6 +21,7 @@ PHDR = struct.Struct(">6sH32s32s32sII20s32sI40s")
 SLOT = struct.Struct(">II32sII")
 """active, iterations, salt, key material offset, stripes."""
 
+MAGIC = b"LUKS\xba\xbe"
 SLOTS = 8
 SECTOR = 512
 HEADER_SIZE = 1024
@@ -29,11 +30,14 @@ HEADER_SIZE = 1024
 ENABLED = 0x00AC71F3
 DISABLED = 0x0000DEAD
 
-_DIGEST_SIZE = 20
+DIGEST_SIZE = 20
+"""Bytes of the volume key's digest."""
 
 
 @dataclass(frozen=True, slots=True)
-class _Slot:
+class Slot:
+    """A keyslot's entry in the phdr."""
+
     number: int
     active: int
     iterations: int
@@ -46,11 +50,12 @@ def _text(field: bytes) -> str:
     return field[:-1].partition(b"\0")[0].decode("utf-8", errors="surrogateescape")
 
 
-def _read_slots(data: bytes) -> list[_Slot]:
-    return [_Slot(n, *SLOT.unpack_from(data, PHDR.size + n * SLOT.size)) for n in range(SLOTS)]
+def read_slots(data: bytes) -> list[Slot]:
+    """Return the eight entries of the header that starts with `data`."""
+    return [Slot(n, *SLOT.unpack_from(data, PHDR.size + n * SLOT.size)) for n in range(SLOTS)]
 
 
-def _check_slots(slots: list[_Slot], material_sectors: int, payload_sectors: int) -> None:
+def _check_slots(slots: list[Slot], material_sectors: int, payload_sectors: int) -> None:
     """Key material lies behind the header, before the payload (if that is in the same file), without overlap."""
     for slot in slots:
         if slot.stripes != STRIPES:
@@ -69,7 +74,7 @@ def _check_hash(name: str) -> None:
         digest_size = find_hash(name).digest_size
     except UnsupportedFeature as error:
         raise HeaderError(f"LUKS1 header: {error}") from None
-    if digest_size < _DIGEST_SIZE:
+    if digest_size < DIGEST_SIZE:
         raise HeaderError(f"LUKS1 header: hash {name!r} is too short")
 
 
@@ -85,7 +90,7 @@ def parse_luks1(data: bytes, size: int, *, salvage: bool = False) -> Header:
         raise HeaderError(f"the LUKS1 header is cut off: it needs {HEADER_SIZE} bytes, there are {len(data)}")
     fields = PHDR.unpack_from(data)
     _magic, _version, cipher, mode, hash_field, payload_sectors, key_size, digest, salt, iterations, uuid = fields
-    hash_name, slots = _text(hash_field), _read_slots(data)
+    hash_name, slots = _text(hash_field), read_slots(data)
     _check_hash(hash_name)
     material_sectors = -(-key_size * STRIPES // SECTOR)
     _check_slots(slots, material_sectors, payload_sectors)
@@ -130,7 +135,7 @@ def parse_luks1(data: bytes, size: int, *, salvage: bool = False) -> Header:
     )
 
 
-def _extent(slots: list[_Slot], key_size: int) -> int:
+def _extent(slots: list[Slot], key_size: int) -> int:
     """Return the byte behind the key material of the last of some slots, 0 for none."""
     material_sectors = -(-key_size * STRIPES // SECTOR)
     return max(((slot.offset_sectors + material_sectors) * SECTOR for slot in slots), default=0)
@@ -140,4 +145,4 @@ def extent_luks1(data: bytes) -> int:
     """Return how many bytes the header with these first bytes takes, keyslot areas included."""
     if len(data) < HEADER_SIZE:
         return HEADER_SIZE
-    return _extent(_read_slots(data), PHDR.unpack_from(data)[6])
+    return _extent(read_slots(data), PHDR.unpack_from(data)[6])

@@ -1,5 +1,5 @@
 """
-A new LUKS1 header: phdr and the areas of its eight keyslots, as one run of bytes.
+A new LUKS1 header, as one run of bytes: phdr and the areas of its eight keyslots, none of which is in use yet.
 
 What is left open by the specification (LUKS1 1.2.3, figure 1 and section 4.1) follows `cryptsetup luksFormat`
 (lib/luks1/keymanage.c, `LUKS_generate_phdr`): where the areas are, and that unused ones are random.
@@ -14,19 +14,15 @@ from lukshdrfs.cipher import CipherSpec, SectorCipher
 from lukshdrfs.errors import UsageError
 from lukshdrfs.luks.hashes import find_hash
 from lukshdrfs.luks.kdf import pbkdf2_into
-from lukshdrfs.luks.key_material import seal
-from lukshdrfs.luks.luks1 import DISABLED, ENABLED, PHDR, SECTOR, SLOT, SLOTS
+from lukshdrfs.luks.key_material import AREA_ALIGNMENT, material_size
+from lukshdrfs.luks.luks1 import DIGEST_SIZE, DISABLED, MAGIC, PHDR, SECTOR, SLOT, SLOTS
 from lukshdrfs.luks.luks2_json import SALT_SIZE
-from lukshdrfs.luks.model import STRIPES, Kdf
+from lukshdrfs.luks.model import STRIPES
 from lukshdrfs.secret import SecretBytes
 from lukshdrfs.sectors import round_up
 
-MAGIC = b"LUKS\xba\xbe"
-AREA_ALIGNMENT = 4096
-"""Bytes; the first area begins here, too."""
 HEADER_ALIGNMENT = 1024 * 1024
 """Bytes; with 512-bit keys, the header takes 2 MiB."""
-DIGEST_SIZE = 20
 DIGEST_ITERATIONS = 100_000
 """The volume key has full entropy; this many only keep its digest from being a bare hash."""
 NAME_SIZE = 31
@@ -38,46 +34,55 @@ class Luks1Format:
     """What a new volume is to be."""
 
     cipher: CipherSpec
-    kdf: Kdf
-    """PBKDF2; its hash is also that of the AF splitter and of the digest."""
     uuid: str
-    detached: bool = True
-    """Whether the data begin at the payload's start. Otherwise they begin behind the header."""
+    hash: str = "sha256"
+    """Of PBKDF2, AF splitter and digest alike."""
+    data_offset: int = 0
+    """Bytes on the payload; 0 for a detached header."""
 
 
-def format_luks1(form: Luks1Format, volume_key: SecretBytes, passphrase: SecretBytes) -> bytes:
+def header_size(key_size: int) -> int:
+    """Return the bytes of the header of a volume whose key has `key_size` bytes."""
+    return round_up(AREA_ALIGNMENT + SLOTS * material_size(key_size), HEADER_ALIGNMENT)
+
+
+def format_luks1(form: Luks1Format, volume_key: SecretBytes) -> bytes:
     """
-    Return the header of a new volume with one keyslot, a multiple of 1 MiB.
+    Return the header of a new volume, a multiple of 1 MiB.
 
-    Raises UnsupportedFeature for ciphers, keys and hashes that are not implemented, UsageError for a KDF that LUKS1
-    does not have.
+    Raises UnsupportedFeature for ciphers, keys and hashes that are not implemented, UsageError for what does not
+    fit a LUKS1 header.
     """
-    if form.kdf.type != "pbkdf2":
-        raise UsageError(f"LUKS1 has no {form.kdf.type}; take pbkdf2, or LUKS2")
-    if find_hash(form.kdf.hash).digest_size < DIGEST_SIZE:
-        raise UsageError(f"LUKS1 takes no hash shorter than {DIGEST_SIZE} bytes, as {form.kdf.hash} is")
+    if find_hash(form.hash).digest_size < DIGEST_SIZE:
+        raise UsageError(f"LUKS1 takes no hash shorter than {DIGEST_SIZE} bytes, as {form.hash} is")
+    size = header_size(len(volume_key))
+    if form.data_offset % SECTOR or 0 < form.data_offset < size or form.data_offset // SECTOR >= 1 << 32:
+        raise UsageError(
+            f"the data cannot begin at byte {form.data_offset}: a LUKS1 header takes {size} bytes, and the offset "
+            f"is a multiple of {SECTOR} below 2 TiB"
+        )
     with SectorCipher(form.cipher, volume_key, SECTOR):
         pass  # a key that the cipher refuses is found before anything is written
-    material = seal(volume_key, passphrase, form.kdf, form.cipher, hash_name=form.kdf.hash, alignment=AREA_ALIGNMENT)
-    size = round_up(AREA_ALIGNMENT + SLOTS * len(material), HEADER_ALIGNMENT)
-    phdr = _phdr(form, volume_key, 0 if form.detached else size // SECTOR)
-    slots = b"".join(_slot(number, form.kdf, AREA_ALIGNMENT + number * len(material)) for number in range(SLOTS))
-    unused = os.urandom((SLOTS - 1) * len(material))
-    return ((phdr + slots).ljust(AREA_ALIGNMENT, b"\0") + material + unused).ljust(size, b"\0")
+    area_size = material_size(len(volume_key))
+    slots = b"".join(
+        SLOT.pack(DISABLED, 0, b"", (AREA_ALIGNMENT + number * area_size) // SECTOR, STRIPES) for number in range(SLOTS)
+    )
+    areas = os.urandom(SLOTS * area_size)
+    return ((_phdr(form, volume_key) + slots).ljust(AREA_ALIGNMENT, b"\0") + areas).ljust(size, b"\0")
 
 
-def _phdr(form: Luks1Format, volume_key: SecretBytes, payload_sectors: int) -> bytes:
+def _phdr(form: Luks1Format, volume_key: SecretBytes) -> bytes:
     cipher, _, mode = str(form.cipher).partition("-")
     salt = os.urandom(SALT_SIZE)
     with SecretBytes(DIGEST_SIZE) as digest:
-        pbkdf2_into(digest, volume_key, salt, DIGEST_ITERATIONS, form.kdf.hash)
+        pbkdf2_into(digest, volume_key, salt, DIGEST_ITERATIONS, form.hash)
         return PHDR.pack(
             MAGIC,
             1,
             _name(cipher),
             _name(mode),
-            _name(form.kdf.hash),
-            payload_sectors,
+            _name(form.hash),
+            form.data_offset // SECTOR,
             len(volume_key),
             bytes(digest.view),
             salt,
@@ -91,9 +96,3 @@ def _name(text: str) -> bytes:
     if len(data) > NAME_SIZE:
         raise UsageError(f"{text!r} is too long for a LUKS1 header")
     return data
-
-
-def _slot(number: int, kdf: Kdf, offset: int) -> bytes:
-    if number == 0:
-        return SLOT.pack(ENABLED, kdf.iterations, kdf.salt, offset // SECTOR, STRIPES)
-    return SLOT.pack(DISABLED, 0, b"", offset // SECTOR, STRIPES)

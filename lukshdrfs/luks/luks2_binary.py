@@ -1,5 +1,5 @@
 """
-The LUKS2 binary header, its two copies, and which of them is valid.
+The LUKS2 binary header, its two copies, which of them is valid, and how one is written.
 
 Source: LUKS2 specification, section 2.1 (binary header); cryptsetup, lib/luks2/luks2_disk_metadata.c
 (`hdr_read_disk`, `LUKS2_disk_hdr_read`) for the choice between the copies.
@@ -7,7 +7,9 @@ Source: LUKS2 specification, section 2.1 (binary header); cryptsetup, lib/luks2/
 
 from __future__ import annotations
 
+import json
 import logging
+import os
 import struct
 from dataclasses import dataclass
 
@@ -32,6 +34,10 @@ BINARY = struct.Struct(">6sHQQ48s32s64s40s48sQ184s64s")
 CHECKSUM_OFFSET = BINARY.size - 64
 
 
+CHECKSUM = "sha256"
+"""What new headers' checksums are made with (LUKS2 specification, section 2.1, `csum_alg`)."""
+
+
 @dataclass(frozen=True, slots=True)
 class BinaryHeader:
     """One copy's binary header; its checksum fits the copy."""
@@ -42,7 +48,43 @@ class BinaryHeader:
     label: str
     uuid: str
     subsystem: str
-    json_area: bytes
+    json_area: bytes = b""
+    secondary: bool = False
+    csum_alg: str = CHECKSUM
+
+    @property
+    def json_size(self) -> int:
+        """Bytes of the JSON area."""
+        return self.hdr_size - BINARY_SIZE
+
+    def written(self, metadata: Json, *, secondary: bool) -> bytes:
+        """
+        Return this header with other metadata as it stands on the storage, `hdr_size` bytes, with a new salt.
+
+        Raises HeaderError if the metadata do not fit.
+        """
+        text = json.dumps(metadata, separators=(",", ":"), ensure_ascii=False).encode("utf-8", "surrogateescape")
+        if len(text) >= self.json_size:  # a NUL comes after it
+            raise HeaderError(f"the header has no room: its metadata need {len(text) + 1} of {self.json_size} bytes")
+        json_area = text.ljust(self.json_size, b"\0")
+        fields = BINARY.pack(
+            SECONDARY_MAGIC if secondary else PRIMARY_MAGIC,
+            2,
+            self.hdr_size,
+            self.seqid,
+            _field(self.label),
+            _field(self.csum_alg),
+            os.urandom(64),
+            _field(self.uuid),
+            _field(self.subsystem),
+            self.hdr_size if secondary else 0,
+            b"",
+            b"",
+        )
+        copy = bytearray(fields.ljust(BINARY_SIZE, b"\0") + json_area)
+        checksum = _checksum(copy, self.csum_alg)
+        copy[CHECKSUM_OFFSET : CHECKSUM_OFFSET + len(checksum)] = checksum
+        return bytes(copy)
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,7 +136,13 @@ def parse_binary(data: bytes, offset: int, *, secondary: bool) -> BinaryHeader:
         uuid=_text(uuid),
         subsystem=_text(subsystem),
         json_area=bytes(copy[BINARY_SIZE:]),
+        secondary=secondary,
+        csum_alg=_text(csum_alg),
     )
+
+
+def _field(text: str) -> bytes:
+    return text.encode("utf-8", errors="surrogateescape")
 
 
 def _text(field: bytes) -> str:
@@ -102,14 +150,19 @@ def _text(field: bytes) -> str:
     return field[:-1].partition(b"\0")[0].decode("utf-8", errors="surrogateescape")
 
 
+def _checksum(copy: bytearray, name: str) -> bytes:
+    """Return the checksum of a copy, whose own field for it is all zeros."""
+    digest = Hash(find_hash(name).algorithm)
+    digest.update(bytes(copy))
+    return digest.finalize()
+
+
 def _check_checksum(copy: bytearray, name: str, csum: bytes, which: str) -> None:
     try:
-        algorithm = find_hash(name).algorithm
+        found = _checksum(copy, name)
     except UnsupportedFeature as error:
         raise HeaderError(f"the {which} LUKS2 header's checksum: {error}") from None
-    digest = Hash(algorithm)
-    digest.update(bytes(copy))
-    if digest.finalize() != csum[: algorithm.digest_size]:
+    if found != csum[: len(found)]:
         raise HeaderError(f"the {which} LUKS2 header's checksum is wrong")
 
 
@@ -119,14 +172,46 @@ def _parse_copy(binary: BinaryHeader) -> MetadataCopy:
     return MetadataCopy(binary, metadata)
 
 
+@dataclass(frozen=True, slots=True)
+class Copies:
+    """What became of reading both copies; None for one that is not valid."""
+
+    primary: MetadataCopy | None
+    secondary: MetadataCopy | None
+    problems: tuple[str, ...]
+    """Of those that are not valid."""
+
+    @property
+    def chosen(self) -> MetadataCopy | None:
+        """The one that counts: the higher seqid, the primary if they are equal."""
+        valid = [copy for copy in (self.primary, self.secondary) if copy]
+        return max(valid, key=lambda copy: copy.binary.seqid, default=None)
+
+
 def choose_copy(data: bytes) -> tuple[MetadataCopy, tuple[str, ...]]:
     """
     Return the valid copy of the metadata and what is wrong with the other one, if anything is.
 
-    The secondary is at the size that the primary names; if the primary's binary header is damaged, it is
-    searched for at each legal size. If both are valid, the higher seqid wins, the primary if they are equal.
-
     Raises HeaderError if neither is valid; the message is about the primary.
+    """
+    copies = read_copies(data)
+    chosen = copies.chosen
+    if chosen is None:
+        raise HeaderError(f"no valid LUKS2 header: {copies.problems[0]}; {copies.problems[1]}")
+    if copies.primary and copies.secondary and copies.primary.binary.seqid != copies.secondary.binary.seqid:
+        older = "primary" if chosen.binary.secondary else "secondary"
+        return chosen, (f"the {older} LUKS2 header is older than the other copy",)
+    return chosen, tuple(f"{problem}; using the other copy" for problem in copies.problems)
+
+
+def read_copies(data: bytes) -> Copies:
+    """
+    Read both copies of the metadata.
+
+    The secondary is at the size that the primary names; if the primary's binary header is damaged, it is
+    searched for at each legal size.
+
+    Raises HeaderError if there is nothing of a header.
     """
     if not _has_magic(data):
         raise HeaderError("there is no LUKS header in it (a detached one is named with --header)")
@@ -144,14 +229,7 @@ def choose_copy(data: bytes) -> tuple[MetadataCopy, tuple[str, ...]]:
         secondary = _parse_copy(_find_secondary(data, offsets))
     except HeaderError as error:
         problems.append(str(error))
-    if primary is None and secondary is None:
-        raise HeaderError(f"no valid LUKS2 header: {problems[0]}; {problems[1]}")
-    if primary and secondary and primary.binary.seqid != secondary.binary.seqid:
-        newer, name = max((primary, "secondary"), (secondary, "primary"), key=lambda c: c[0].binary.seqid)
-        return newer, (f"the {name} LUKS2 header is older than the other copy",)
-    chosen = primary or secondary
-    assert chosen is not None
-    return chosen, tuple(f"{problem}; using the other copy" for problem in problems)
+    return Copies(primary, secondary, tuple(problems))
 
 
 def _has_magic(data: bytes) -> bool:

@@ -1,5 +1,5 @@
 """
-A new LUKS2 header: metadata, binary headers and the keyslot's area, as one run of bytes.
+A new LUKS2 header, as one run of bytes, without any keyslot yet.
 
 What is left open by the specification follows `cryptsetup luksFormat` (lib/luks2/luks2_json_format.c), so that
 its tools find nothing unusual.
@@ -8,27 +8,22 @@ its tools find nothing unusual.
 from __future__ import annotations
 
 import base64
-import json
 import os
 from dataclasses import dataclass
 from typing import Any
-
-from cryptography.hazmat.primitives.hashes import Hash
 
 from lukshdrfs.cipher import CipherSpec, SectorCipher
 from lukshdrfs.errors import UsageError
 from lukshdrfs.luks.hashes import find_hash
 from lukshdrfs.luks.kdf import pbkdf2_into
-from lukshdrfs.luks.key_material import seal
-from lukshdrfs.luks.luks2_binary import BINARY, CHECKSUM_OFFSET, PRIMARY_MAGIC, SECONDARY_MAGIC
-from lukshdrfs.luks.luks2_check import BINARY_SIZE
+from lukshdrfs.luks.key_material import AREA_ALIGNMENT, material_size
+from lukshdrfs.luks.luks2_binary import BinaryHeader
+from lukshdrfs.luks.luks2_check import BINARY_SIZE, MAX_KEYSLOTS_SIZE, METADATA_SIZES
 from lukshdrfs.luks.luks2_json import SALT_SIZE
-from lukshdrfs.luks.model import STRIPES, Kdf
 from lukshdrfs.secret import SecretBytes
 
 METADATA_SIZE = 16 * 1024
 KEYSLOTS_SIZE = 16 * 1024 * 1024 - 2 * METADATA_SIZE
-AREA_ALIGNMENT = 4096
 DIGEST_ITERATIONS = 100_000
 """The volume key has full entropy; this many only keep its digest from being a bare hash."""
 
@@ -42,51 +37,70 @@ class Luks2Format:
 
     cipher: CipherSpec
     sector_size: int
-    kdf: Kdf
     uuid: str
     hash: str = "sha256"
-    """Of the AF splitter and of the digest."""
+    """Of the digest."""
     label: str = ""
     subsystem: str = ""
     data_offset: int = 0
     """Bytes on the payload; 0 for a detached header."""
+    metadata_size: int = METADATA_SIZE
+    """Bytes of one copy of the metadata."""
+    keyslots_size: int = KEYSLOTS_SIZE
+    """Bytes set aside for keyslots."""
+
+    @property
+    def size(self) -> int:
+        """Bytes of the header."""
+        return 2 * self.metadata_size + self.keyslots_size
 
 
-def format_luks2(form: Luks2Format, volume_key: SecretBytes, passphrase: SecretBytes) -> bytes:
+def format_luks2(form: Luks2Format, volume_key: SecretBytes) -> bytes:
     """
-    Return the header of a new volume with one keyslot, 16 MiB.
+    Return the header of a new volume, `form.size` bytes.
 
-    Raises UnsupportedFeature for ciphers, keys and hashes that are not implemented, UsageError for a label that
-    is too long.
+    Raises UnsupportedFeature for ciphers, keys and hashes that are not implemented, UsageError for sizes that no
+    header has and for a label that is too long.
     """
+    _check_sizes(form, len(volume_key))
+    check_label(form.label, "label")
+    check_label(form.subsystem, "subsystem")
     with SectorCipher(form.cipher, volume_key, form.sector_size):
         pass  # a key that the cipher refuses is found before anything is written
-    area_offset = 2 * METADATA_SIZE
-    area = seal(volume_key, passphrase, form.kdf, form.cipher, hash_name=form.hash, alignment=AREA_ALIGNMENT)
-    metadata = _metadata(form, volume_key, area_offset, len(area))
-    text = json.dumps(metadata, separators=(",", ":")).encode()
-    json_area = text.ljust(METADATA_SIZE - BINARY_SIZE, b"\0")
-    copies = _copy(form, json_area, 0) + _copy(form, json_area, METADATA_SIZE)
+    binary = BinaryHeader(form.metadata_size, 1, form.label, form.uuid, form.subsystem)
+    metadata = _metadata(form, volume_key)
+    copies = binary.written(metadata, secondary=False) + binary.written(metadata, secondary=True)
     # cryptsetup fills unused key material with random data too, so that used slots do not stand out
-    rest = os.urandom(KEYSLOTS_SIZE - len(area))
-    return copies + area + rest
+    return copies + os.urandom(form.keyslots_size)
 
 
-def _base64(data: bytes | memoryview) -> str:
+def _check_sizes(form: Luks2Format, key_size: int) -> None:
+    if form.metadata_size not in METADATA_SIZES:
+        legal = ", ".join(f"{size >> 10}K" for size in METADATA_SIZES)
+        raise UsageError(f"a metadata size of {form.metadata_size} bytes is not possible; expected one of {legal}")
+    least = material_size(key_size)
+    if form.keyslots_size % AREA_ALIGNMENT or not least <= form.keyslots_size <= MAX_KEYSLOTS_SIZE:
+        raise UsageError(
+            f"a keyslots area of {form.keyslots_size} bytes is not possible; expected {least} (one keyslot) "
+            f"to {MAX_KEYSLOTS_SIZE} in steps of {AREA_ALIGNMENT}"
+        )
+    if form.data_offset and form.data_offset < form.size:
+        raise UsageError(f"the data cannot begin at byte {form.data_offset}: the header takes {form.size} bytes")
+
+
+def check_label(text: str, what: str) -> None:
+    """Raise UsageError for a label or subsystem that a header cannot hold."""
+    try:
+        data = text.encode()
+    except UnicodeEncodeError:
+        raise UsageError(f"{what} {text[:60]!r} is not text") from None
+    if len(data) > LABEL_SIZE or b"\0" in data:
+        raise UsageError(f"{what} {text[:60]!r} does not fit: at most {LABEL_SIZE} bytes, none of them NUL")
+
+
+def base64_text(data: bytes | memoryview) -> str:
+    """Return bytes as the metadata hold them."""
     return base64.b64encode(data).decode("ascii")
-
-
-def _kdf_object(kdf: Kdf) -> dict[str, Any]:
-    salt = _base64(kdf.salt)
-    if kdf.type == "pbkdf2":
-        return {"type": "pbkdf2", "hash": kdf.hash, "iterations": kdf.iterations, "salt": salt}
-    return {
-        "type": kdf.type,
-        "time": kdf.iterations,
-        "memory": kdf.memory_kib,
-        "cpus": kdf.lanes,
-        "salt": salt,
-    }
 
 
 def _digest_object(form: Luks2Format, volume_key: SecretBytes) -> dict[str, Any]:
@@ -95,29 +109,16 @@ def _digest_object(form: Luks2Format, volume_key: SecretBytes) -> dict[str, Any]
     pbkdf2_into(digest, volume_key, salt, DIGEST_ITERATIONS, form.hash)
     return {
         "type": "pbkdf2",
-        "keyslots": ["0"],
+        "keyslots": [],
         "segments": ["0"],
         "hash": form.hash,
         "iterations": DIGEST_ITERATIONS,
-        "salt": _base64(salt),
-        "digest": _base64(digest.view),
+        "salt": base64_text(salt),
+        "digest": base64_text(digest.view),
     }
 
 
-def _metadata(form: Luks2Format, volume_key: SecretBytes, area_offset: int, area_size: int) -> dict[str, Any]:
-    keyslot = {
-        "type": "luks2",
-        "key_size": len(volume_key),
-        "af": {"type": "luks1", "stripes": STRIPES, "hash": form.hash},
-        "area": {
-            "type": "raw",
-            "offset": str(area_offset),
-            "size": str(area_size),
-            "encryption": str(form.cipher),
-            "key_size": len(volume_key),
-        },
-        "kdf": _kdf_object(form.kdf),
-    }
+def _metadata(form: Luks2Format, volume_key: SecretBytes) -> dict[str, Any]:
     segment = {
         "type": "crypt",
         "offset": str(form.data_offset),
@@ -127,47 +128,12 @@ def _metadata(form: Luks2Format, volume_key: SecretBytes, area_offset: int, area
         "sector_size": form.sector_size,
     }
     return {
-        "keyslots": {"0": keyslot},
+        "keyslots": {},
         "tokens": {},
         "segments": {"0": segment},
         "digests": {"0": _digest_object(form, volume_key)},
         "config": {
-            "json_size": str(METADATA_SIZE - BINARY_SIZE),
-            "keyslots_size": str(KEYSLOTS_SIZE),
+            "json_size": str(form.metadata_size - BINARY_SIZE),
+            "keyslots_size": str(form.keyslots_size),
         },
     }
-
-
-def _field(text: str, size: int, what: str) -> bytes:
-    try:
-        data = text.encode()
-    except UnicodeEncodeError:
-        raise UsageError(f"{what} {text[:60]!r} is not text") from None
-    if len(data) > size or b"\0" in data:
-        raise UsageError(f"{what} {text[:60]!r} does not fit: at most {size} bytes, none of them NUL")
-    return data
-
-
-def _copy(form: Luks2Format, json_area: bytes, offset: int) -> bytes:
-    """Return binary header and JSON area of one copy."""
-    header = bytearray(
-        BINARY.pack(
-            SECONDARY_MAGIC if offset else PRIMARY_MAGIC,
-            2,
-            METADATA_SIZE,
-            1,
-            _field(form.label, LABEL_SIZE, "label"),
-            b"sha256",
-            os.urandom(64),
-            form.uuid.encode("ascii"),
-            _field(form.subsystem, LABEL_SIZE, "subsystem"),
-            offset,
-            b"",
-            b"",
-        ).ljust(BINARY_SIZE, b"\0")
-    )
-    algorithm = find_hash("sha256").algorithm
-    digest = Hash(algorithm)
-    digest.update(bytes(header) + json_area)
-    header[CHECKSUM_OFFSET : CHECKSUM_OFFSET + algorithm.digest_size] = digest.finalize()
-    return bytes(header) + json_area

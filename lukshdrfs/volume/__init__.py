@@ -1,21 +1,41 @@
 """The unlocked volume: plaintext at any offset, from a header and a payload."""
 
 from lukshdrfs.volume.direct_access import DirectAccess, DirectExtent
+from lukshdrfs.volume.header_file import (
+    HeaderFile,
+    create_header_file,
+    locked_for_writing,
+    open_header,
+    replace_header_file,
+    sync_descriptor,
+    write_all,
+)
+from lukshdrfs.volume.header_repair import repair_header
 from lukshdrfs.volume.header_source import HeaderPin, read_header, source_descriptor
 from lukshdrfs.volume.opening import LockedVolume, Window, check_usable, lock_volume, open_volume
 from lukshdrfs.volume.volume import Extent, Volume
+from lukshdrfs.volume.wipe import fill_with_random
 
 __all__ = [
     "DirectAccess",
     "DirectExtent",
     "Extent",
+    "HeaderFile",
     "HeaderPin",
     "LockedVolume",
     "Volume",
     "Window",
     "check_usable",
+    "create_header_file",
+    "fill_with_random",
     "lock_volume",
+    "locked_for_writing",
+    "open_header",
     "open_volume",
     "read_header",
+    "repair_header",
+    "replace_header_file",
     "source_descriptor",
+    "sync_descriptor",
+    "write_all",
 ]

@@ -2,25 +2,21 @@
 
 from __future__ import annotations
 
-import errno
-import fcntl
 import hashlib
 import hmac
 import logging
 import os
 import re
 import stat
-import time
+from contextlib import nullcontext
 from dataclasses import dataclass, replace
 
-from lukshdrfs.errors import DeviceError, HeaderError, InUse
+from lukshdrfs.errors import DeviceError, HeaderError
 from lukshdrfs.luks import MAX_EXTENT, PREFIX_SIZE, Header, header_extent, parse_header
 from lukshdrfs.payload import known_signature
+from lukshdrfs.volume.header_lock import header_lock
 
 log = logging.getLogger(__name__)
-
-LOCK_PATIENCE_S = 10.0
-"""Seconds to wait for a program that is editing the header."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,32 +40,53 @@ class HeaderPin:
             raise HeaderError(f"header {name} is not the pinned one: its UUID is {header.uuid}")
 
 
-def read_header(source: str | os.PathLike[str], pin: HeaderPin | None = None, *, salvage: bool = False) -> Header:
+def read_header(
+    source: str | os.PathLike[str], pin: HeaderPin | None = None, *, salvage: bool = False, warn: bool = True
+) -> Header:
     """
-    Read and parse a header; what could be worked around is in the log as warnings.
+    Read and parse a header; what could be worked around is in the log as warnings, with `warn`.
 
     `source` is a path, `fd:N`, or `-` for standard input. Nothing is written, ever. `salvage` as in `parse_header`.
 
     Raises DeviceError if it cannot be read, InUse if somebody is editing it, HeaderError if it is not valid or
     not the pinned one.
     """
-    name, pin = os.fspath(source), pin or HeaderPin()
+    name = os.fspath(source)
     descriptor, ours = _open(name)
     try:
-        data, size = _read(descriptor, name, whole=bool(pin.sha256), lock=ours)
+        with header_lock(descriptor, name, exclusive=False) if ours else nullcontext():
+            return parse_from(descriptor, name, pin, salvage=salvage, warn=warn)
     finally:
         if ours:
             os.close(descriptor)
+
+
+def parse_from(
+    descriptor: int,
+    name: str,
+    pin: HeaderPin | None = None,
+    *,
+    salvage: bool = False,
+    warn: bool = True,
+    overwritten: bool = False,
+) -> Header:
+    """
+    Read and parse the header that an open file, device or stream holds; otherwise as `read_header`.
+
+    With `overwritten`, a damaged header is taken even if there are signs of somebody else's use of the place.
+    """
+    pin = pin or HeaderPin()
+    data, size = _read(descriptor, name, whole=bool(pin.sha256))
     if pin.sha256:
         pin.check_bytes(data, name)
     try:
         header = parse_header(data, size, salvage=salvage)
-        if header.warnings and source_descriptor(name) is None:
+        if header.warnings and not overwritten and source_descriptor(name) is None:
             _refuse_overwritten(name)
     except HeaderError as error:
         raise type(error)(f"header {name}: {error}") from None
     pin.check_uuid(header, name)
-    for warning in header.warnings:
+    for warning in header.warnings if warn else ():
         log.warning("header %s: %s", name, warning)
     return header if len(header.area) == len(data) else replace(header, area=bytes(header.area))
 
@@ -114,36 +131,17 @@ def _open(name: str) -> tuple[int, bool]:
         raise DeviceError(f"header {name}: {os.strerror(error.errno or 0)}") from None
 
 
-def _read(descriptor: int, name: str, *, whole: bool, lock: bool) -> tuple[bytes, int]:
-    """Return the header's bytes, and the size of what they are from. A descriptor of the caller's is not locked."""
+def _read(descriptor: int, name: str, *, whole: bool) -> tuple[bytes, int]:
+    """Return the header's bytes, and the size of what they are from."""
     try:
         mode = os.fstat(descriptor).st_mode
         if stat.S_ISDIR(mode):
             raise DeviceError(f"header {name} is a directory")
         if not (stat.S_ISREG(mode) or stat.S_ISBLK(mode)):
             return _read_stream(descriptor, name)
-        if lock:
-            _lock_shared(descriptor, name)
         return _read_file(descriptor, name, whole=whole)
     except OSError as error:
         raise DeviceError(f"header {name}: {os.strerror(error.errno or 0)}") from None
-
-
-def _lock_shared(descriptor: int, name: str) -> None:
-    """Wait until nobody edits the header: cryptsetup's lock on header files (docs/LUKS2-locking.txt)."""
-    deadline = time.monotonic() + LOCK_PATIENCE_S
-    while True:
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
-        except OSError as error:
-            if error.errno not in (errno.EAGAIN, errno.EINTR):
-                log.debug("header %s cannot be locked: %s", name, error)
-                return
-            if time.monotonic() > deadline:
-                raise InUse(f"header {name} is being edited by another program") from None
-            time.sleep(0.05)
-        else:
-            return
 
 
 def _read_stream(descriptor: int, name: str) -> tuple[bytes, int]:

@@ -15,6 +15,8 @@ from hypothesis import strategies as st
 from lukshdrfs.cipher import CipherSpec
 from lukshdrfs.errors import LukshdrfsError, UnsupportedFeature, UsageError, WrongKey
 from lukshdrfs.luks import Header, Kdf, parse_header, unlock
+from lukshdrfs.luks.edit import NewKeyslot
+from lukshdrfs.luks.keyslots import add_keyslot
 from lukshdrfs.luks.luks2_format import LABEL_SIZE, Luks2Format, format_luks2
 from lukshdrfs.secret import SecretBytes
 from lukshdrfs.volume import check_usable
@@ -27,15 +29,17 @@ ARGON2 = Kdf("argon2id", bytes(range(32)), 4, memory_kib=64, lanes=1)
 
 
 def form(cipher: str = "aes-xts-plain64", **options: Any) -> Luks2Format:
-    """Return a format with a cheap KDF."""
-    chosen: dict[str, Any] = {"sector_size": 4096, "kdf": PBKDF2, "uuid": UUID} | options
+    """Return a format."""
+    chosen: dict[str, Any] = {"sector_size": 4096, "uuid": UUID} | options
     return Luks2Format(cipher=CipherSpec.parse(cipher), **chosen)
 
 
-def made(wanted: Luks2Format, key: bytes, passphrase: bytes = b"secret") -> bytes:
-    """Return a header's bytes."""
+def made(wanted: Luks2Format, key: bytes, passphrase: bytes = b"secret", kdf: Kdf = PBKDF2) -> bytes:
+    """Return the bytes of a header with one keyslot."""
     with SecretBytes.copy_of(key) as volume_key, SecretBytes.copy_of(passphrase) as secret:
-        return format_luks2(wanted, volume_key, secret)
+        area = format_luks2(wanted, volume_key)
+        slot = NewKeyslot(kdf, wanted.cipher, len(key), wanted.hash)
+        return add_keyslot(parse_header(area), volume_key, secret, slot)[1].applied_to(area)
 
 
 def key_from(header: Header, passphrase: bytes) -> bytes:
@@ -61,7 +65,7 @@ def test_what_is_written_parses_and_unlocks(
     """Any cipher, sector size, KDF and hash makes a header that says them and gives the same key to its passphrase."""
     size = data.draw(st.sampled_from(CipherSpec.parse(cipher).key_sizes))
     key = random.Random(size).randbytes(size)
-    header = parse_header(made(form(cipher, sector_size=sector_size, kdf=kdf, hash=name), key, passphrase))
+    header = parse_header(made(form(cipher, sector_size=sector_size, hash=name), key, passphrase, kdf))
     segment, slot, digest = header.segments[0], header.keyslots[0], header.digests[0]
 
     check_usable(header)

@@ -1,0 +1,357 @@
+"""`lukshdrfs header`: the header as an object of its own."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import logging
+import os
+import sys
+import uuid
+from itertools import count
+from pathlib import Path
+from typing import Any
+
+from lukshdrfs.cli.arguments import Parser, Subparsers, add_header, add_secrets, add_subcommands, pin
+from lukshdrfs.cli.logs import printable
+from lukshdrfs.cli.unlocking import editable_header, header_name, readable_header, unlocked
+from lukshdrfs.errors import DeviceError, HeaderError, LukshdrfsError, UsageError
+from lukshdrfs.luks import Header, parse_header
+from lukshdrfs.luks.backup import backup_of
+from lukshdrfs.luks.convert import to_luks1, to_luks2
+from lukshdrfs.luks.luks1_edit import set_uuid
+from lukshdrfs.luks.luks2_edit import set_names
+from lukshdrfs.luks.luks2_format import KEYSLOTS_SIZE, METADATA_SIZE
+from lukshdrfs.luks.verify import Finding, verify
+from lukshdrfs.payload import FilePayload, known_signature
+from lukshdrfs.volume import (
+    HeaderFile,
+    LockedVolume,
+    create_header_file,
+    fill_with_random,
+    locked_for_writing,
+    open_header,
+    read_header,
+    repair_header,
+    source_descriptor,
+)
+
+log = logging.getLogger(__name__)
+
+DETACHED_SIZE = METADATA_SIZE * 2 + KEYSLOTS_SIZE
+"""Bytes of a LUKS2 header, as `create` makes it."""
+
+
+def add_parser(subparsers: Subparsers) -> None:
+    """Add the command and its subcommands."""
+    commands = add_subcommands(subparsers, "header", "back up, restore, check, repair, convert and move headers")
+
+    parser = commands.add_parser("backup", help="write a header and all its keyslots to a new file")
+    _add_target_and_file(parser, "--header-backup-file", "the new file")
+    parser.set_defaults(run=_backup)
+
+    parser = commands.add_parser("restore", help="put a backup in the place of a header; what was there is kept")
+    _add_target_and_file(parser, "--header-backup-file", "the backup")
+    parser.add_argument("--keep", metavar="FILE", help="where the copy of what is overwritten goes (beside the header)")
+    parser.add_argument(
+        "--force", action="store_true", help="even if it is another volume's, or something else is there"
+    )
+    parser.set_defaults(run=_restore)
+
+    parser = commands.add_parser("verify", help="check everything there is to check; exit status 4 if it is damaged")
+    _add_target(parser)
+    add_secrets(parser)
+    parser.add_argument("--ask", action="store_true", help="check a passphrase, too; ask for it")
+    parser.add_argument("--json", action="store_true", help="print one JSON document")
+    parser.set_defaults(run=_verify)
+
+    parser = commands.add_parser("repair", help="mend a damaged header from what is known about it")
+    _add_target(parser)
+    parser.add_argument("--force", action="store_true", help="even if something else is recognised in its place")
+    parser.set_defaults(run=_repair)
+
+    parser = commands.add_parser("convert", help="make a LUKS1 header LUKS2, or the other way round")
+    _add_target(parser)
+    parser.add_argument("--type", required=True, metavar="T", help="luks2 or luks1")
+    parser.add_argument("--output", metavar="FILE", help="write the other header there, and leave this one as it is")
+    parser.add_argument(
+        "--keep", metavar="FILE", help="where the copy of an attached header goes before it is overwritten"
+    )
+    parser.set_defaults(run=_convert)
+
+    parser = commands.add_parser("export", help="make an attached header a detached one")
+    parser.add_argument("names", nargs="+", metavar="PAYLOAD FILE")
+    add_header(parser)
+    parser.add_argument(
+        "--wipe", action="store_true", help="fill its place on the payload with random bytes afterwards"
+    )
+    parser.set_defaults(run=_export)
+
+    parser = commands.add_parser("attach", help="write a detached header to the start of its payload")
+    _add_target(parser)
+    parser.add_argument("--force", action="store_true", help="even if something is recognised there")
+    parser.set_defaults(run=_attach)
+
+    parser = commands.add_parser("set", help="change label, subsystem or UUID")
+    _add_target(parser)
+    parser.add_argument("--label", metavar="L", help="luks2")
+    parser.add_argument("--subsystem", metavar="S", help="luks2")
+    parser.add_argument("--uuid", metavar="U")
+    parser.set_defaults(run=_set)
+
+
+def _add_target(parser: Parser) -> None:
+    parser.add_argument("payload", nargs="?", metavar="PAYLOAD", help="or the header itself")
+    add_header(parser)
+
+
+def _add_target_and_file(parser: Parser, option: str, what: str) -> None:
+    parser.add_argument("names", nargs="*", metavar="[PAYLOAD] FILE", help=f"the payload or header, and {what}")
+    add_header(parser)
+    parser.add_argument(option, dest="file", metavar="FILE", help=f"{what}, by its name")
+
+
+def _split_names(arguments: argparse.Namespace) -> str:
+    """Return the file; the payload, if one is named, goes to `arguments.payload`."""
+    names = list(arguments.names)
+    file = arguments.file or (names.pop() if names else None)
+    if file is None or len(names) > 1:
+        raise UsageError("expected a payload (or --header) and one file")
+    arguments.payload = names[0] if names else None
+    return str(file)
+
+
+def _backup(arguments: argparse.Namespace) -> int:
+    file = Path(_split_names(arguments))
+    header = readable_header(arguments)
+    create_header_file(file, backup_of(header))
+    _say(f"{file} is as secret as the header: passphrases that are removed later still open it")
+    return 0
+
+
+def _restore(arguments: argparse.Namespace) -> int:
+    backup = read_header(_split_names(arguments))
+    target = header_name(arguments)
+    if not os.path.lexists(target):
+        if not arguments.header:
+            raise DeviceError(f"{target} is not there")
+        create_header_file(Path(target), backup_of(backup))
+        return 0
+    try:
+        with open_header(target, pin(arguments)) as file:
+            _check_same_volume(file, backup, force=arguments.force)
+            _keep(arguments, target, file.read(max(len(file.header.area), len(backup_of(backup)))))
+            file.replace(backup_of(backup))
+    except HeaderError as error:
+        _restore_over_damage(arguments, target, backup, error)
+    return 0
+
+
+def _check_same_volume(file: HeaderFile, backup: Header, *, force: bool) -> None:
+    now = file.header
+    differences = {
+        "type": (now.type, backup.type),
+        "UUID": (now.uuid, backup.uuid),
+        "data offset": (now.segments[0].offset, backup.segments[0].offset),
+        "key size": (_key_size(now), _key_size(backup)),
+    }
+    for what, (here, there) in differences.items():
+        if here == there:
+            continue
+        message = f"{file.name} has the {what} {here}, the backup {there}"
+        if not force:
+            raise HeaderError(f"{message}: it is another volume's; --force restores it all the same")
+        log.warning("%s", message)
+
+
+def _key_size(header: Header) -> int | None:
+    return next((slot.key_size for slot in header.keyslots if slot.type == "luks2"), None)
+
+
+def _restore_over_damage(arguments: argparse.Namespace, target: str, backup: Header, error: HeaderError) -> None:
+    """Restore where there is no valid header to compare with."""
+    if pin(arguments).uuid and pin(arguments).uuid.lower() != backup.uuid.lower():
+        raise error
+    found = known_signature(target, ignore="crypto_LUKS")
+    if found and not arguments.force:
+        raise DeviceError(f"{target} holds data ({found}) and no valid header; --force overwrites it")
+    data, first = backup_of(backup), backup.segments[0].offset
+    if not arguments.header and first < len(backup.area):
+        raise UsageError(f"the backup is of a detached header; name its place with --header, not {target}")
+    with locked_for_writing(target) as descriptor:
+        file = HeaderFile(descriptor, target, backup)
+        if file.is_regular and first == 0 and file.size > len(data) and not arguments.force:
+            raise DeviceError(f"{target} is larger than the header, and no header; --force overwrites its start")
+        log.warning("%s; it is overwritten", error)
+        _keep(arguments, target, file.read(len(data)))
+        file.overwrite(data)
+
+
+def _keep(arguments: argparse.Namespace, target: str, data: bytes) -> None:
+    """Save what is about to be overwritten, and say where."""
+    if arguments.keep:
+        kept = Path(arguments.keep)
+    else:
+        folder = Path(os.path.realpath(target)).parent
+        folder = Path.cwd() if folder.is_relative_to("/dev") else folder
+        names = (folder / f"{Path(target).name}.before{n or ''}" for n in count())
+        kept = next(name for name in names if not os.path.lexists(name))
+    create_header_file(kept, data)
+    sys.stderr.write(f"what was there is kept in {printable(str(kept))}\n")
+
+
+def _verify(arguments: argparse.Namespace) -> int:
+    name = header_name(arguments)
+    findings: list[Finding] = []
+    document: dict[str, Any] = {"header": name, "type": None, "uuid": None}
+    try:
+        header = read_header(name, pin(arguments), warn=False)
+    except HeaderError as error:
+        findings.append(Finding("error", "header", str(error)))
+    else:
+        document |= {"type": header.type, "uuid": header.uuid}
+        findings += verify(header, max(_size(name), len(header.area)))
+        findings += _verify_secret(header, arguments)
+        if arguments.header and arguments.payload:
+            findings += _verify_payload(header, arguments.payload)
+    sound = not any(finding.severity == "error" for finding in findings)
+    document |= {
+        "sound": sound,
+        "findings": [
+            {"severity": finding.severity, "subject": finding.subject, "text": finding.text} for finding in findings
+        ],
+    }
+    if arguments.json:
+        sys.stdout.write(json.dumps(document, indent=2) + "\n")
+    else:
+        for finding in findings:
+            sys.stdout.write(f"{finding.severity:<7}  {finding.subject}: {printable(finding.text)}\n")
+        sys.stdout.write("sound\n" if sound else "damaged\n")
+    return 0 if sound else HeaderError.exit_code
+
+
+def _size(name: str) -> int:
+    """Return the bytes of a file; 0 for what has no size of its own."""
+    return 0 if source_descriptor(name) is not None else Path(name).stat().st_size
+
+
+def _verify_secret(header: Header, arguments: argparse.Namespace) -> list[Finding]:
+    given = (arguments.key_file, arguments.passphrase_file, arguments.volume_key_file)
+    if not arguments.ask and all(name is None for name in given):
+        return []
+    with unlocked(header, arguments) as key:
+        subject = "volume key" if key.keyslot is None else f"keyslot {key.keyslot}"
+        return [Finding("note", subject, f"the key fits digest {key.digest}")]
+
+
+def _verify_payload(header: Header, name: str) -> list[Finding]:
+    try:
+        with FilePayload.open(name, read_only=True) as payload:
+            size = LockedVolume(header, payload, detached=True).size
+    except LukshdrfsError as error:
+        return [Finding("error", "payload", str(error))]
+    return [Finding("note", "payload", f"it has room for the segments: {size} bytes of plaintext")]
+
+
+def _repair(arguments: argparse.Namespace) -> int:
+    found = repair_header(header_name(arguments), force=arguments.force)
+    for line in found:
+        sys.stdout.write(f"repaired: {printable(line)}\n")
+    if not found:
+        sys.stdout.write("nothing to repair\n")
+    return 0
+
+
+def _convert(arguments: argparse.Namespace) -> int:
+    if arguments.type not in ("luks1", "luks2"):
+        raise UsageError(f"--type {arguments.type}: expected luks2 or luks1")
+    if arguments.output:
+        header = readable_header(arguments)
+        create_header_file(Path(arguments.output), _converted(header, arguments.type, DETACHED_SIZE))
+        return 0
+    with editable_header(arguments) as file:
+        room = DETACHED_SIZE if file.is_detached else min(DETACHED_SIZE, file.size)
+        data = _converted(file.header, arguments.type, room)
+        if not file.is_detached:
+            _keep(arguments, file.name, file.read(max(len(file.header.area), len(data))))
+        file.replace(data)
+    return 0
+
+
+def _converted(header: Header, type_: str, room: int) -> bytes:
+    """Return the header of the other type, after reading it as anybody would. `room` (bytes) is a detached one's."""
+    if header.type == type_:
+        raise UsageError(f"the header is {type_} already")
+    data = to_luks1(header) if type_ == "luks1" else to_luks2(header, header.segments[0].offset or room)
+    converted = parse_header(data)
+    if converted.uuid != header.uuid or len(converted.keyslots) != len(header.keyslots):
+        raise HeaderError("the converted header does not say what this one says; nothing was changed")
+    return data
+
+
+def _export(arguments: argparse.Namespace) -> int:
+    names: list[str] = [*arguments.names, *(arguments.header or [])]
+    if len(names) != 2:
+        raise UsageError("expected a payload and the file that its header goes to")
+    payload, file = names
+    header = read_header(payload)
+    if header.segments[0].offset < len(header.area):
+        raise UsageError(f"{payload} is a detached header already")
+    create_header_file(Path(file), backup_of(header))
+    if arguments.wipe:
+        _wipe_header(payload, header, Path(file))
+    return 0
+
+
+def _wipe_header(payload: str, header: Header, file: Path) -> None:
+    """Fill an attached header's place with random bytes, once the detached one is known to say the same."""
+    if read_header(file).area != header.area:
+        raise HeaderError(f"header {file} does not read back as it was written; {payload} keeps its own")
+    with FilePayload.open(payload, read_only=False) as opened:
+        fill_with_random(opened, 0, header.segments[0].offset)
+
+
+def _attach(arguments: argparse.Namespace) -> int:
+    if not arguments.header or not arguments.payload:
+        raise UsageError("name the header with --header, and its payload")
+    header = readable_header(arguments)
+    data, first = backup_of(header), header.segments[0].offset
+    if first < len(header.area):
+        raise UsageError(
+            f"the data begin at byte {first} of the payload, the header takes {len(header.area)}: no room for it there"
+        )
+    found = known_signature(arguments.payload)
+    if found and not arguments.force:
+        raise DeviceError(f"payload {arguments.payload} holds data ({found}); --force overwrites it")
+    with FilePayload.open(arguments.payload, read_only=False) as payload:
+        LockedVolume(header, payload, detached=False)
+        payload.write(memoryview(data[:first]), 0)
+        payload.flush()
+    return 0
+
+
+def _set(arguments: argparse.Namespace) -> int:
+    if arguments.label is None and arguments.subsystem is None and arguments.uuid is None:
+        raise UsageError("name what to change: --label, --subsystem or --uuid")
+    identifier = None if arguments.uuid is None else checked_uuid(arguments.uuid)
+    with editable_header(arguments) as file:
+        if file.header.version == 1:
+            if identifier is None or arguments.label is not None or arguments.subsystem is not None:
+                raise UsageError("LUKS1 has neither label nor subsystem; convert the header to luks2 first")
+            file.apply(set_uuid(identifier))
+        else:
+            file.apply(set_names(file.header, label=arguments.label, subsystem=arguments.subsystem, uuid=identifier))
+    return 0
+
+
+def checked_uuid(text: str) -> str:
+    """Return a UUID in its usual form. Raises UsageError for a text that is none."""
+    try:
+        return str(uuid.UUID(text))
+    except ValueError:
+        raise UsageError(f"--uuid {text}: not a UUID") from None
+
+
+def _say(text: str) -> None:
+    if sys.stderr.isatty():
+        sys.stderr.write(f"{printable(text)}\n")

@@ -1,0 +1,72 @@
+"""Which header a command is about, and the volume key that a secret opens in it."""
+
+from __future__ import annotations
+
+import argparse
+import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from lukshdrfs.cli.arguments import kdf_limits, pin, secret_source
+from lukshdrfs.errors import UsageError, WrongKey
+from lukshdrfs.luks import Digest, Header, UnlockedKey, accept_volume_key, unlock
+from lukshdrfs.luks.keyslots import volume_digest
+from lukshdrfs.volume import HeaderFile, open_header, read_header
+
+log = logging.getLogger(__name__)
+
+
+def header_name(arguments: argparse.Namespace) -> str:
+    """Return where the one header is: detached, or at the start of the payload (or the header itself in its place)."""
+    given = arguments.header or ([arguments.payload] if arguments.payload else [])
+    if not given:
+        raise UsageError("name a header with --header, or a payload")
+    if len(given) > 1:
+        raise UsageError("this command is about one header; give --header once")
+    return str(given[0])
+
+
+@contextmanager
+def editable_header(arguments: argparse.Namespace) -> Iterator[HeaderFile]:
+    """Open the header for editing."""
+    with open_header(header_name(arguments), pin(arguments)) as header:
+        yield header
+
+
+def readable_header(arguments: argparse.Namespace) -> Header:
+    """Read the header."""
+    return read_header(header_name(arguments), pin(arguments))
+
+
+@contextmanager
+def unlocked(header: Header, arguments: argparse.Namespace) -> Iterator[UnlockedKey]:
+    """
+    Ask for the secret, as often as allowed, and yield the key that it opens; it is wiped afterwards.
+
+    The key is the volume's, or that of the unbound keyslot which `--key-slot` names.
+    """
+    source, digest = secret_source(arguments), _digest(header, arguments.key_slot)
+    tries = max(1, source.tries) if source.interactive else 1
+    while True:
+        tries -= 1
+        try:
+            with source.read(f"Passphrase for {header_name(arguments)}: ") as secret:
+                if source.volume_key_file is not None:
+                    key = accept_volume_key(header, digest, secret, kdf_limits(arguments))
+                else:
+                    key = unlock(header, digest, secret, arguments.key_slot, kdf_limits(arguments))
+            break
+        except WrongKey as error:
+            if tries == 0:
+                raise
+            log.warning("%s", error)
+    try:
+        yield key
+    finally:
+        key.volume_key.wipe()
+
+
+def _digest(header: Header, keyslot: int | None) -> Digest:
+    """Return the digest that the secret's keyslot is of."""
+    named = None if keyslot is None else header.digest_of_keyslot(keyslot)
+    return volume_digest(header) if named is None else named

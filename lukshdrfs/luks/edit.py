@@ -1,0 +1,71 @@
+"""
+Changes of a header as values: what is to be written where, in steps that each must be on the storage before the next.
+
+Whatever the moment at which the power fails, what is there then opens with the old keys or with the new ones. That
+holds for storage that writes sectors of 512 bytes whole, in any order between two syncs.
+"""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+
+from lukshdrfs.cipher import CipherSpec
+from lukshdrfs.luks.model import Kdf
+
+
+@dataclass(frozen=True, slots=True)
+class Write:
+    """Bytes for a place in the header."""
+
+    offset: int
+    """From the header's start, in bytes."""
+    data: bytes
+
+    @property
+    def end(self) -> int:
+        """The byte behind it."""
+        return self.offset + len(self.data)
+
+
+Step = tuple[Write, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class HeaderEdit:
+    """Steps in their order; all of one step's writes are synced before the next step begins."""
+
+    steps: tuple[Step, ...]
+
+    def then(self, other: HeaderEdit) -> HeaderEdit:
+        """Return both, one after the other."""
+        return HeaderEdit(self.steps + other.steps)
+
+    def applied_to(self, area: bytes) -> bytes:
+        """Return a header's bytes as they are afterwards; it does not get longer."""
+        data = bytearray(area)
+        for write in (write for step in self.steps for write in step):
+            if write.end > len(data):
+                raise ValueError(f"a write ends at byte {write.end} of {len(data)}")
+            data[write.offset : write.end] = write.data
+        return bytes(data)
+
+
+def wiping(offset: int, size: int) -> HeaderEdit:
+    """Return the overwriting of key material with random bytes, as unused areas have them."""
+    return HeaderEdit(((Write(offset, os.urandom(size)),),))
+
+
+@dataclass(frozen=True, slots=True)
+class NewKeyslot:
+    """What a keyslot to be made is like."""
+
+    kdf: Kdf
+    encryption: CipherSpec
+    """Of the keyslot's area."""
+    area_key_size: int
+    """Bytes of the key that the area is encrypted with."""
+    hash: str = "sha256"
+    """Of the AF splitter."""
+    priority: int | None = None
+    """None: a new keyslot's is normal, a changed one keeps its own."""

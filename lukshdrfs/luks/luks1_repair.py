@@ -1,0 +1,73 @@
+"""
+Damage of a LUKS1 header that can be undone, because it is known what stood there.
+
+What is repaired, and how, is what `cryptsetup repair` does (lib/luks1/keymanage.c, `_keyslot_repair`): places and
+stripes of keyslots that are not in use, a partition table's signature in the middle of keyslot 6, an IV after `ecb`,
+a hash in capital letters. A keyslot that is in use is never touched; nor is one whose state alone is unknown, for
+its key may still be there.
+"""
+
+from __future__ import annotations
+
+from lukshdrfs.errors import HeaderError
+from lukshdrfs.luks.edit import HeaderEdit, Write
+from lukshdrfs.luks.key_material import AREA_ALIGNMENT, material_size
+from lukshdrfs.luks.luks1 import DISABLED, ENABLED, HEADER_SIZE, PHDR, SECTOR, SLOT, Slot, parse_luks1, read_slots
+from lukshdrfs.luks.model import STRIPES
+
+_KEY_SIZES = (16, 32, 64)
+_MODE_OFFSET, _MODE_SIZE = 40, 32
+_HASH_OFFSET, _HASH_SIZE = 72, 32
+_SIGNATURE_OFFSET, _SIGNATURE = 0x1FE, b"\x55\xaa"
+
+
+def repair_luks1(data: bytes, size: int) -> tuple[tuple[str, ...], HeaderEdit]:
+    """
+    Return what is wrong with a header, in a line each, and the edit that mends it; nothing and no steps if it is sound.
+
+    `data` are its first bytes, `size` is that of the file or device. Raises HeaderError if it is beyond repair.
+    """
+    if len(data) < HEADER_SIZE:
+        raise HeaderError(f"the LUKS1 header is cut off: it needs {HEADER_SIZE} bytes, there are {len(data)}")
+    key_size, slots = PHDR.unpack_from(data)[6], read_slots(data)
+    if key_size not in _KEY_SIZES:
+        raise HeaderError(f"a key of {key_size} bytes is not usual; this header is not repaired automatically")
+    if slots[0].offset_sectors < AREA_ALIGNMENT // SECTOR:
+        raise HeaderError("the keyslots are not where they usually are; this header is not repaired automatically")
+    found: list[str] = []
+    repaired = bytearray(data)
+    _repair_names(repaired, found)
+    for slot in slots:
+        if slot.active != ENABLED:
+            _repair_slot(repaired, slot, key_size, data, found)
+    parse_luks1(bytes(repaired), size)  # what cannot be mended is not half mended
+    if not found:
+        return (), HeaderEdit(())
+    # both sectors of the phdr at once: none of what changes belongs to a keyslot that is in use
+    return tuple(found), HeaderEdit(((Write(0, bytes(repaired[:HEADER_SIZE])),),))
+
+
+def _repair_names(data: bytearray, found: list[str]) -> None:
+    mode = bytes(data[_MODE_OFFSET : _MODE_OFFSET + _MODE_SIZE])
+    if mode.startswith(b"ecb-"):
+        found.append(f"cipher mode {mode.partition(bytes(1))[0].decode('ascii', 'replace')!r}: ecb takes no IV")
+        data[_MODE_OFFSET : _MODE_OFFSET + _MODE_SIZE] = b"ecb".ljust(_MODE_SIZE, b"\0")
+    name = bytes(data[_HASH_OFFSET : _HASH_OFFSET + _HASH_SIZE])
+    if name != name.lower():
+        found.append(f"hash {name.partition(bytes(1))[0].decode('ascii', 'replace')!r} is not in small letters")
+        data[_HASH_OFFSET : _HASH_OFFSET + _HASH_SIZE] = name.lower()
+
+
+def _repair_slot(repaired: bytearray, slot: Slot, key_size: int, data: bytes, found: list[str]) -> None:
+    expected = (AREA_ALIGNMENT + slot.number * material_size(key_size)) // SECTOR
+    problems = []
+    if slot.offset_sectors != expected:
+        problems.append(f"its area is at sector {slot.offset_sectors}, expected {expected}")
+    if slot.stripes != STRIPES:
+        problems.append(f"{slot.stripes} stripes, expected {STRIPES}")
+    if slot.number == 6 and data[_SIGNATURE_OFFSET : _SIGNATURE_OFFSET + 2] == _SIGNATURE:
+        problems.append("a partition table's signature lies in it")
+    if not problems:
+        return
+    found.append(f"keyslot {slot.number} (not in use): {'; '.join(problems)}")
+    SLOT.pack_into(repaired, PHDR.size + slot.number * SLOT.size, DISABLED, 0, b"", expected, STRIPES)

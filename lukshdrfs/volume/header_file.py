@@ -1,0 +1,226 @@
+"""A header where it lies, opened for editing: a file of its own, the start of an attached volume, or a block device."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import logging
+import os
+import stat
+import tempfile
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from lukshdrfs.errors import DeviceError, HeaderError, InUse, PayloadError
+from lukshdrfs.luks import Header
+from lukshdrfs.luks.edit import HeaderEdit
+from lukshdrfs.volume.header_lock import header_lock
+from lukshdrfs.volume.header_source import HeaderPin, parse_from, source_descriptor
+
+log = logging.getLogger(__name__)
+
+_ATTEMPTS = 20
+
+
+class HeaderFile:
+    """
+    A header that nobody else edits meanwhile. Use `open_header`.
+
+    What is changed is changed in place, step by step, each step synced before the next: whoever has the file open or
+    linked, or has only the right to write to it, finds the new header there.
+    """
+
+    def __init__(self, descriptor: int, name: str, header: Header) -> None:
+        """Take over an open and locked descriptor."""
+        self._descriptor = descriptor
+        self.name = name
+        """The path, as it was given."""
+        self.header = header
+        """As it is now."""
+
+    @property
+    def size(self) -> int:
+        """Bytes of the file or device."""
+        return os.lseek(self._descriptor, 0, os.SEEK_END)
+
+    @property
+    def is_regular(self) -> bool:
+        """Whether it is a file, and no device."""
+        return stat.S_ISREG(os.fstat(self._descriptor).st_mode)
+
+    @property
+    def is_detached(self) -> bool:
+        """Whether it is a file with nothing in it but the header: the data are elsewhere."""
+        first = self.header.segments[0].offset
+        return self.is_regular and (first == 0 or self.size <= first)
+
+    def read(self, size: int) -> bytes:
+        """Return what lies there, up to `size` bytes."""
+        data = b""
+        while len(data) < size and (piece := os.pread(self._descriptor, size - len(data), len(data))):
+            data += piece
+        return data
+
+    def replace(self, data: bytes) -> None:
+        """
+        Put another header in this one's place.
+
+        A file with nothing but the header in it is replaced as a whole, at one moment. Elsewhere the new header is
+        written over the old one, and a crash meanwhile leaves neither: keep a copy before.
+        """
+        if self.is_detached:
+            replace_header_file(Path(os.path.realpath(self.name)), data)
+        else:
+            self.overwrite(data)
+
+    def overwrite(self, data: bytes) -> None:
+        """Write another header over what is there, whatever that is."""
+        write_all(self._descriptor, data, 0, f"header {self.name}")
+        sync_descriptor(self._descriptor, f"header {self.name}")
+
+    def apply(self, edit: HeaderEdit) -> None:
+        """
+        Carry an edit out, and read the header again.
+
+        Raises DeviceError if it cannot be written, HeaderError if what is there afterwards is not the new header.
+        """
+        for step in edit.steps:
+            for write in step:
+                write_all(self._descriptor, write.data, write.offset, f"header {self.name}")
+            sync_descriptor(self._descriptor, f"header {self.name}")
+        expected = edit.applied_to(self.header.area)
+        self.header = parse_from(self._descriptor, self.name)
+        if self.header.area != expected:
+            raise HeaderError(f"header {self.name} does not read back as it was written; its storage is failing")
+
+
+@contextmanager
+def open_header(name: str, pin: HeaderPin | None = None, *, overwritten: bool = False) -> Iterator[HeaderFile]:
+    """
+    Open a header for editing and keep every other program from it: cryptsetup's lock.
+
+    Raises DeviceError if it cannot be opened for writing, InUse if it is locked, HeaderError if it is not valid or
+    not the pinned one. `overwritten` as in `parse_from`.
+    """
+    with locked_for_writing(name) as descriptor:
+        yield HeaderFile(descriptor, name, parse_from(descriptor, name, pin, overwritten=overwritten))
+
+
+@contextmanager
+def locked_for_writing(name: str) -> Iterator[int]:
+    """Yield a descriptor of the place where a header is, or is to be, under the lock; otherwise as `open_header`."""
+    if source_descriptor(name) is not None:
+        raise DeviceError(f"header {name}: only a file or device can be changed; name it by its path")
+    for _ in range(_ATTEMPTS):
+        descriptor = open_for_writing(name, "header")
+        try:
+            with header_lock(descriptor, name, exclusive=True):
+                if _is_still(descriptor, name):
+                    yield descriptor
+                    return
+        finally:
+            os.close(descriptor)
+    raise InUse(f"header {name} is being replaced by another program all the time")
+
+
+def open_for_writing(name: str, what: str) -> int:
+    """Return a descriptor of an existing file or device. Raises DeviceError."""
+    try:
+        descriptor = os.open(name, os.O_RDWR)
+    except OSError as error:
+        if error.errno in (errno.EACCES, errno.EROFS, errno.EPERM, errno.ETXTBSY) and os.access(name, os.R_OK):
+            raise DeviceError(f"{what} {name} cannot be written to: {os.strerror(error.errno)}") from None
+        raise DeviceError(f"{what} {name}: {os.strerror(error.errno or 0)}") from None
+    mode = os.fstat(descriptor).st_mode
+    if not (stat.S_ISREG(mode) or stat.S_ISBLK(mode)):
+        os.close(descriptor)
+        raise DeviceError(f"{what} {name} is neither a file nor a block device")
+    return descriptor
+
+
+def _is_still(descriptor: int, name: str) -> bool:
+    try:
+        return os.path.samestat(os.fstat(descriptor), os.stat(name))  # noqa: PTH116
+    except OSError:
+        return False
+
+
+def write_all(descriptor: int, data: bytes | memoryview, offset: int, what: str) -> None:
+    """Write all of `data`. Raises PayloadError with the storage's errno."""
+    view, done = memoryview(data), 0
+    while done < len(view):
+        try:
+            done += os.pwrite(descriptor, view[done:], offset + done)
+        except OSError as error:
+            raise _failure(what, error) from None
+
+
+def sync_descriptor(descriptor: int, what: str) -> None:
+    """Return when everything written is on the storage. Raises PayloadError."""
+    try:
+        os.fsync(descriptor)
+    except OSError as error:
+        raise _failure(what, error) from None
+
+
+def _failure(what: str, error: OSError) -> PayloadError:
+    return PayloadError(f"{what}: {os.strerror(error.errno or errno.EIO)}", error.errno or errno.EIO)
+
+
+def create_header_file(path: Path, data: bytes) -> None:
+    """
+    Write a header file, mode 0600, that is complete and on its storage before its name appears.
+
+    Raises InUse if there is something of that name, PayloadError if it cannot be written.
+    """
+    _write_beside(path, data, lambda temporary: _give_name(temporary, path))
+
+
+def replace_header_file(path: Path, data: bytes) -> None:
+    """Write a header file in place of another, whose owner and mode it takes; otherwise as `create_header_file`."""
+    _write_beside(path, data, lambda temporary: _take_place(temporary, path))
+
+
+def _write_beside(path: Path, data: bytes, finish: Callable[[Path], object]) -> None:
+    try:
+        with tempfile.NamedTemporaryFile(dir=path.parent, prefix=f".{path.name}.", delete=False) as file:
+            temporary = Path(file.name)  # tempfile makes it with mode 0600
+            try:
+                file.write(data)
+                file.flush()
+                os.fsync(file.fileno())
+                finish(temporary)
+            finally:
+                temporary.unlink(missing_ok=True)
+        folder = os.open(path.parent, os.O_RDONLY | os.O_DIRECTORY)
+        try:
+            os.fsync(folder)
+        finally:
+            os.close(folder)
+    except OSError as error:
+        raise _failure(f"header {path}", error) from None
+
+
+def _take_place(temporary: Path, path: Path) -> None:
+    try:
+        status = path.stat()
+    except FileNotFoundError:
+        status = None
+    if status is not None:
+        temporary.chmod(stat.S_IMODE(status.st_mode))
+        with contextlib.suppress(PermissionError):  # it is ours then, not another user's
+            os.chown(temporary, status.st_uid, status.st_gid)
+    temporary.replace(path)
+
+
+def _give_name(temporary: Path, path: Path) -> None:
+    try:
+        os.link(temporary, path)  # unlike a rename, this replaces nothing
+    except FileExistsError:
+        raise InUse(f"header {path} is there already; choose another name") from None
+    except OSError as error:
+        if path.exists():
+            raise
+        log.debug("no hard links here (%s); renaming instead", error)
+        temporary.rename(path)

@@ -1,0 +1,96 @@
+"""
+cryptsetup's lock on a header: many may read it, one may edit it.
+
+A header file is locked itself. For a block device there is a file in /run/cryptsetup, which only root can reach.
+Source: cryptsetup, docs/LUKS2-locking.txt and lib/utils_device_locking.c.
+"""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import logging
+import os
+import stat
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from lukshdrfs.errors import InUse
+
+log = logging.getLogger(__name__)
+
+LOCK_FOLDER = Path("/run/cryptsetup")
+LOCK_PATIENCE_S = 10.0
+"""Seconds to wait for a program that is editing the header."""
+
+
+@contextmanager
+def header_lock(descriptor: int, name: str, *, exclusive: bool) -> Iterator[None]:
+    """
+    Hold the lock on an open header. Raises InUse if another program does not let go of it.
+
+    A file system that has no locks, and a device whose lock we may not take, are read and edited without.
+    """
+    status = os.fstat(descriptor)
+    lock_file = _device_lock_file(status.st_rdev) if stat.S_ISBLK(status.st_mode) else None
+    target = descriptor if lock_file is None else lock_file
+    try:
+        _wait_for(target, name, fcntl.LOCK_EX if exclusive else fcntl.LOCK_SH)
+        yield
+    finally:
+        if lock_file is None:
+            _unlock(descriptor)
+        else:
+            _remove(lock_file, status.st_rdev)
+            os.close(lock_file)
+
+
+def _wait_for(descriptor: int, name: str, operation: int) -> None:
+    deadline = time.monotonic() + LOCK_PATIENCE_S
+    while True:
+        try:
+            fcntl.flock(descriptor, operation | fcntl.LOCK_NB)
+        except OSError as error:
+            if error.errno not in (errno.EAGAIN, errno.EINTR):
+                log.debug("header %s cannot be locked: %s", name, error)
+                return
+            if time.monotonic() > deadline:
+                raise InUse(f"header {name} is being edited or read by another program") from None
+            time.sleep(0.05)
+        else:
+            return
+
+
+def _unlock(descriptor: int) -> None:
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_UN)
+    except OSError as error:
+        log.debug("unlocking: %s", error)
+
+
+def _device_lock_path(device: int) -> Path:
+    return LOCK_FOLDER / f"L_{os.major(device)}:{os.minor(device)}"
+
+
+def _device_lock_file(device: int) -> int | None:
+    """Return a descriptor of a device's lock file, None where it cannot be had."""
+    flags = os.O_CREAT | os.O_NOFOLLOW | os.O_RDWR | os.O_CLOEXEC
+    try:
+        LOCK_FOLDER.mkdir(mode=0o700, exist_ok=True)
+        return os.open(_device_lock_path(device), flags, 0o600)
+    except OSError as error:
+        log.debug("the device's lock file cannot be had: %s", error)
+        return None
+
+
+def _remove(lock_file: int, device: int) -> None:
+    """Remove a device's lock file if nobody else has it locked, as cryptsetup does."""
+    path = _device_lock_path(device)
+    try:
+        fcntl.flock(lock_file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        if os.path.samestat(os.fstat(lock_file), path.stat()):
+            path.unlink()
+    except OSError as error:
+        log.debug("the device's lock file stays: %s", error)
