@@ -30,7 +30,8 @@ hypothesis.settings.load_profile("lukshdrfs")
 PATIENCE_FOR_LEFTOVERS = 10.0
 
 TWICE = {
-    "test_attributes", "test_block_users", "test_concurrency", "test_failing_storage", "test_io", "test_life",
+    "test_attributes", "test_block_users", "test_concurrency", "test_failing_storage", "test_growing", "test_io",
+    "test_life",
 }  # fmt: skip
 """The modules in which it may matter who serves reads and writes: the fast lane or Python, its obviously right twin."""
 

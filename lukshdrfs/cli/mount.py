@@ -25,6 +25,7 @@ from lukshdrfs.cli.arguments import (
 from lukshdrfs.cli.mount_options import apply_options
 from lukshdrfs.cli.outcome import exit_status
 from lukshdrfs.cli.secrets import SecretSource
+from lukshdrfs.cli.service import notify
 from lukshdrfs.errors import DeviceError, LukshdrfsError, UsageError, WrongKey
 from lukshdrfs.fuse import DataPath, MountOptions, check_fuse, check_mountpoint, run_in_background, serve
 from lukshdrfs.luks import Header
@@ -40,6 +41,8 @@ R = TypeVar("R")
 CACHE_MODES = ("writeback", "writethrough", "none")
 DATA_PATHS = get_args(DataPath)
 MAX_WORKERS = 1024
+FIRST_BLOCK = 4096
+"""Bytes that are read to see that the image can be."""
 
 
 def add_parser(subparsers: Subparsers) -> None:
@@ -55,6 +58,7 @@ def add_parser(subparsers: Subparsers) -> None:
     parser.add_argument("--payload-format", default="raw", metavar="F", help="raw")
     parser.add_argument("--cache", default="writeback", metavar="MODE", help=f"{', '.join(CACHE_MODES)} (writeback)")
     parser.add_argument("--workers", type=number, default=16, metavar="N", help="requests served at once (16)")
+    parser.add_argument("--growable", action="store_true", help="truncate of the image resizes the payload, a file")
     parser.add_argument("--data-path", default="auto", metavar="P", help=f"{', '.join(DATA_PATHS)} (auto)")
     parser.add_argument("--offset", type=size, metavar="N", help="where the data start, if the header says 0")
     parser.add_argument("--size", type=size, metavar="N", help="how much data there is, if the header leaves it open")
@@ -77,14 +81,14 @@ def run(arguments: argparse.Namespace) -> int:
     apply_options(arguments, arguments.options)
     request = _check(arguments)
     if arguments.foreground:
-        return _unlock_and_serve(request, lambda: _show_next_steps(request))
+        return _unlock_and_serve(request, lambda volume: _show_next_steps(request, str(volume.sector_size)))
     status = run_in_background(
-        lambda ready: exit_status(lambda: _unlock_and_serve(request, lambda: _go_to_background(ready))),
+        lambda ready: exit_status(lambda: _unlock_and_serve(request, lambda _volume: _go_to_background(ready))),
         verify=lambda: _read_first_block(request.options.image),
         keep=_given_descriptors(request),
     )
     if status == 0:
-        _show_next_steps(request)
+        _show_next_steps(request, _sector_size_of(request.options.image))
     return status
 
 
@@ -115,6 +119,7 @@ def _check(arguments: argparse.Namespace) -> _Request:
         direct_io=arguments.cache == "none",
         workers=arguments.workers,
         data_path=arguments.data_path,
+        growable=arguments.growable,
         uid=os.getuid() if arguments.uid is None else arguments.uid,
         gid=os.getgid() if arguments.gid is None else arguments.gid,
         umask=arguments.umask,
@@ -129,16 +134,33 @@ def _check(arguments: argparse.Namespace) -> _Request:
     return request
 
 
-def _unlock_and_serve(request: _Request, ready: Callable[[], None]) -> int:
+def _unlock_and_serve(request: _Request, ready: Callable[[Volume], None]) -> int:
     volume = _unlock(request)
     try:
         _close_given(request)
         if not lock_process_memory():
             log.debug("only the keys are locked in memory, not the ciphers' key schedules")
-        serve(volume, request.options, ready, end_on_hangup=request.arguments.foreground)
+        serve(
+            volume,
+            request.options,
+            lambda: ready(volume),
+            serving=lambda: _tell_manager(volume, request.options),
+            end_on_hangup=request.arguments.foreground,
+        )
     finally:
+        notify("STOPPING=1")
         volume.close()
     return 0
+
+
+def _tell_manager(volume: Volume, options: MountOptions) -> None:
+    """Tell systemd that the image can be read, once its first block has been."""
+    try:
+        volume.pread(FIRST_BLOCK, 0)
+    except LukshdrfsError as error:
+        notify(f"STATUS={error}")
+    else:
+        notify("READY=1", f"STATUS={options.source} is at {options.image}")
 
 
 def _go_to_background(ready: Callable[[], None]) -> None:
@@ -245,25 +267,31 @@ def _read_first_block(image: str) -> None:
     except PermissionError:
         return  # the mount has answered; the image is meant for somebody else (`uid=`)
     try:
-        os.pread(descriptor, 4096, 0)
+        os.pread(descriptor, FIRST_BLOCK, 0)
     finally:
         os.close(descriptor)
 
 
-def _show_next_steps(request: _Request) -> None:
+def _sector_size_of(image: str) -> str:
+    """Return what a mounted image says of itself; nothing if it is somebody else's (`uid=`)."""
+    try:
+        return os.getxattr(image, "user.lukshdrfs.sector_size").decode()
+    except OSError:
+        return ""
+
+
+def _show_next_steps(request: _Request, sector_size: str) -> None:
     """Tell a person at a terminal how to go on, and how to undo it."""
     if not sys.stdout.isatty():
         return
     image = request.options.image
-    try:
-        sector_size = f" --sector-size {os.getxattr(image, 'user.lukshdrfs.sector_size').decode()}"
-    except OSError:  # the image is somebody else's (`uid=`)
-        sector_size = ""
     quoted, mountpoint = shlex.quote(image), shlex.quote(request.options.mountpoint)
     losetup, qemu = (" --read-only", ",readonly=on") if request.arguments.read_only else ("", "")
+    if sector_size:
+        losetup = f" --sector-size {sector_size}{losetup}"
     lines = [
         f"{image} is the volume's plaintext. To go on, for instance:",
-        f"  losetup --find --show{sector_size}{losetup} {quoted}",
+        f"  losetup --find --show{losetup} {quoted}",
         f"  qemu-system-x86_64 -drive file={quoted},format=raw,if=virtio,cache=none{qemu}",
         f"To undo it: lukshdrfs unmount {mountpoint}",
     ]

@@ -61,7 +61,14 @@ _KERNEL = {
 }
 _KERNEL |= {"atime", "noatime", "default_permissions"}
 
-_READ_ONLY = {"ro": True, "read-only": True, "readonly": True, "rw": False}
+_FLAGS = {
+    "ro": ("read_only", True),
+    "read-only": ("read_only", True),
+    "readonly": ("read_only", True),
+    "rw": ("read_only", False),
+    "growable": ("growable", True),
+}
+"""Our own options without a value: the argument that they set, and what to."""
 
 _NOT_OURS = {
     "_netdev", "auto", "defaults", "group", "noauto", "nofail", "nouser", "nousers", "owner",
@@ -96,8 +103,8 @@ def apply_options(arguments: argparse.Namespace, texts: list[str]) -> None:
 
 def _apply(arguments: argparse.Namespace, option: str) -> None:
     name, has_value, value = option.partition("=")
-    if option in _READ_ONLY:
-        arguments.read_only = _READ_ONLY[option]
+    if option in _FLAGS:
+        setattr(arguments, *_FLAGS[option])
     elif option in _KERNEL:
         arguments.kernel_options.append(option)
     elif has_value and name in _VALUES:

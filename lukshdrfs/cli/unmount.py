@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import argparse
 import errno
+import logging
 import os
 import select
 import stat
 
 from lukshdrfs.cli.arguments import Subparsers
 from lukshdrfs.errors import DeviceError, InUse
-from lukshdrfs.fuse import FILE_SYSTEM_TYPE, detach, find_mount
+from lukshdrfs.fuse import FILE_SYSTEM_TYPE, describe_holders, detach, find_mount
+
+log = logging.getLogger(__name__)
 
 PATIENCE_S = 120.0
 
@@ -19,6 +22,9 @@ def add_parser(subparsers: Subparsers) -> None:
     """Add the command."""
     parser = subparsers.add_parser("unmount", aliases=["umount"], help="unmount and wait until everything is written")
     parser.add_argument("mountpoint", metavar="MOUNTPOINT")
+    parser.add_argument(
+        "-z", "--lazy", action="store_true", help="if it is in use, take its name away at once; served to the end"
+    )
     parser.set_defaults(run=run)
 
 
@@ -28,7 +34,7 @@ def run(arguments: argparse.Namespace) -> int:
     if mount is None or mount.type != FILE_SYSTEM_TYPE:
         raise DeviceError(f"{arguments.mountpoint} is not a mountpoint of lukshdrfs")
     try:
-        image = _image_of(mount.mountpoint)
+        image = image_of(mount.mountpoint)
         daemon = os.pidfd_open(int(os.getxattr(image, "user.lukshdrfs.pid")))
     except PermissionError:  # another user's: neither can it be flushed, nor its end waited for
         detach(mount.mountpoint)
@@ -42,7 +48,8 @@ def run(arguments: argparse.Namespace) -> int:
         return 0
     try:
         _flush(image)
-        detach(mount.mountpoint)
+        if not _detached(mount.mountpoint, lazy=arguments.lazy):
+            return 0
         if not select.select([daemon], [], [], PATIENCE_S)[0]:
             raise InUse(f"{arguments.mountpoint} is unmounted, but its daemon is still writing; wait for it")
     finally:
@@ -50,7 +57,21 @@ def run(arguments: argparse.Namespace) -> int:
     return 0
 
 
-def _image_of(mountpoint: str) -> str:
+def _detached(mountpoint: str, *, lazy: bool) -> bool:
+    """Unmount; return whether that is all, and not only the name that is gone."""
+    try:
+        detach(mountpoint)
+    except InUse as error:
+        text = f"{error}: {describe_holders(mountpoint)}"
+        if not lazy:
+            raise InUse(f"{text}; --lazy takes its name away and serves it to the end") from None
+        detach(mountpoint, lazy=True)
+        log.warning("%s; it is served until that is done", text)
+        return False
+    return True
+
+
+def image_of(mountpoint: str) -> str:
     """Return the one file of a mount. Raises ValueError if there is another number of them."""
     if not stat.S_ISDIR(os.stat(mountpoint).st_mode):  # noqa: PTH116
         return mountpoint

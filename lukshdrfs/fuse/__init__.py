@@ -2,17 +2,22 @@
 
 from lukshdrfs.fuse.background import run_in_background
 from lukshdrfs.fuse.daemon import check_fuse, check_mountpoint, serve
-from lukshdrfs.fuse.mounts import FILE_SYSTEM_TYPE, detach, find_mount
+from lukshdrfs.fuse.holders import describe_holders, holders
+from lukshdrfs.fuse.mounts import FILE_SYSTEM_TYPE, Mount, detach, find_mount, mount_table
 from lukshdrfs.fuse.options import DataPath, MountOptions
 
 __all__ = [
     "FILE_SYSTEM_TYPE",
     "DataPath",
+    "Mount",
     "MountOptions",
     "check_fuse",
     "check_mountpoint",
+    "describe_holders",
     "detach",
     "find_mount",
+    "holders",
+    "mount_table",
     "run_in_background",
     "serve",
 ]

@@ -22,6 +22,7 @@ import trio
 
 from lukshdrfs.errors import DeviceError, InUse, LukshdrfsError
 from lukshdrfs.fuse.filesystem import ImageFileSystem
+from lukshdrfs.fuse.holders import describe_holders
 from lukshdrfs.fuse.lane import FastLane, fuse_descriptors
 from lukshdrfs.fuse.mounts import Mount, detach, find_mount
 from lukshdrfs.fuse.options import MountOptions
@@ -80,11 +81,21 @@ def check_mountpoint(mountpoint: str) -> None:
         raise DeviceError(f"mountpoint {mountpoint}: {os.strerror(error.errno or 0)}") from None
 
 
-def serve(volume: Volume, options: MountOptions, ready: Callable[[], None], *, end_on_hangup: bool = False) -> None:
+def serve(
+    volume: Volume,
+    options: MountOptions,
+    ready: Callable[[], None],
+    *,
+    serving: Callable[[], None] = lambda: None,
+    end_on_hangup: bool = False,
+) -> None:
     """
-    Mount a volume and serve it until it is unmounted; `ready` is called as soon as it is mounted.
+    Mount a volume and serve it until it is unmounted.
 
-    With `end_on_hangup`, losing the terminal (SIGHUP) ends it too.
+    `ready` is called as soon as it is mounted, before anything is served: it must not touch the mount. `serving` is
+    called, in another thread, when the kernel's requests are answered.
+
+    With `end_on_hangup`, losing the terminal (SIGHUP) ends it too; otherwise SIGHUP asks to look at the payload's size.
 
     The volume is flushed at the end, whatever the reason, and nothing stays mounted. Raises DeviceError if it
     cannot be mounted, or not by the data path that was asked for; PayloadError if the last flush fails.
@@ -108,8 +119,8 @@ def serve(volume: Volume, options: MountOptions, ready: Callable[[], None], *, e
         try:
             lane = _fast_lane(volume, options, fuse_descriptors() - others)
             if lane:
-                file_system.show_property("data_path", "native")
-            trio.run(_serve_until_unmounted, _Serving(file_system, mounted, lane), ready, signals)
+                file_system.serve_by_lane(lane)
+            trio.run(_serve_until_unmounted, _Serving(file_system, mounted, lane, serving), ready, signals)
         finally:
             if lane:
                 lane.stop()
@@ -127,6 +138,7 @@ class _Serving:
     file_system: ImageFileSystem
     mounted: Mount | None
     lane: FastLane | None
+    serving: Callable[[], None]
 
 
 def _fast_lane(volume: Volume, options: MountOptions, descriptors: set[int]) -> FastLane | None:
@@ -197,11 +209,27 @@ async def _serve_until_unmounted(serving: _Serving, ready: Callable[[], None], s
     async with trio.open_nursery() as nursery:
         await nursery.start(_end_on_signals, serving.mounted, signals)
         nursery.start_soon(_raise_readahead, serving)
+        nursery.start_soon(_tell_serving, serving)
         if serving.lane:
             nursery.start_soon(_end_with_lane, serving.lane)
         ready()
+        if signal.SIGHUP not in signals:
+            nursery.start_soon(_refresh_on_hangup, serving.file_system)
         await pyfuse3.main()
         nursery.cancel_scope.cancel()
+
+
+async def _tell_serving(serving: _Serving) -> None:
+    await serving.file_system.initialised.wait()
+    await trio.to_thread.run_sync(serving.serving)
+
+
+async def _refresh_on_hangup(file_system: ImageFileSystem) -> None:
+    """Look whether the payload has become longer or shorter, when asked to."""
+    await file_system.initialised.wait()
+    with trio.open_signal_receiver(signal.SIGHUP) as received:
+        async for _ in received:
+            await file_system.refresh_size()
 
 
 async def _end_with_lane(lane: FastLane) -> None:
@@ -247,8 +275,12 @@ def _unmount(mounted: Mount | None) -> bool:
     try:
         try:
             detach(mounted.mountpoint)
-        except InUse as error:
-            log.warning("%s; it is taken away when they are done", error)
+        except InUse:
+            log.warning(
+                "%s is in use: %s; its name goes now, the rest when that is done",
+                mounted.mountpoint,
+                describe_holders(mounted.mountpoint),
+            )
             detach(mounted.mountpoint, lazy=True)
     except LukshdrfsError as error:
         log.warning("%s", error)

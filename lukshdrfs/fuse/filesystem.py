@@ -21,6 +21,7 @@ import pyfuse3
 import trio
 
 from lukshdrfs.errors import LukshdrfsError
+from lukshdrfs.fuse.lane import FastLane
 from lukshdrfs.fuse.options import MountOptions
 from lukshdrfs.volume import Volume
 
@@ -102,7 +103,14 @@ class ImageFileSystem(pyfuse3.Operations):
             for key, value in properties.items()
         }
 
+        self._resizing = trio.Lock()
+        self._lane: FastLane | None = None
         self.show_property("data_path", "python")
+
+    def serve_by_lane(self, lane: FastLane) -> None:
+        """Note that reads and writes are served by the fast lane."""
+        self._lane = lane
+        self.show_property("data_path", "native")
 
     def show_property(self, name: str, value: str) -> None:
         """Show something about the volume or the mount as an extended attribute of the image."""
@@ -181,16 +189,50 @@ class ImageFileSystem(pyfuse3.Operations):
         fh: pyfuse3.FileHandleT | None,
         ctx: pyfuse3.RequestContext,
     ) -> pyfuse3.EntryAttributes:
-        """Refuse every change; what changes nothing is fine, and so are times, which follow the payload."""
+        """
+        Refuse every change but that of the size, if it is growable; what changes nothing is fine.
+
+        So are times, which follow the payload.
+        """
         now = await self._attributes(inode)
         if (
-            (fields.update_size and attr.st_size != now.st_size)
-            or (fields.update_mode and stat.S_IMODE(attr.st_mode) != stat.S_IMODE(now.st_mode))
+            (fields.update_mode and stat.S_IMODE(attr.st_mode) != stat.S_IMODE(now.st_mode))
             or (fields.update_uid and attr.st_uid != now.st_uid)
             or (fields.update_gid and attr.st_gid != now.st_gid)
         ):
             raise pyfuse3.FUSEError(errno.EPERM)
-        return now
+        if not fields.update_size or attr.st_size == now.st_size:
+            return now
+        if inode != self._image or not self._options.growable:
+            raise pyfuse3.FUSEError(errno.EPERM)
+        await self._resize(attr.st_size)
+        return await self._attributes(inode)
+
+    async def _resize(self, size: int) -> None:
+        """Make the volume longer or shorter; the lane never reaches past the payload's end."""
+        async with self._resizing:
+            if self._lane and size < self._volume.size:
+                self._lane.set_size(size)
+            try:
+                await self._in_thread(self._volume.resize, size)
+            finally:
+                if self._lane:
+                    self._lane.set_size(self._volume.size)
+
+    async def refresh_size(self) -> None:
+        """Notice that the payload has become longer or shorter, and tell the kernel."""
+        async with self._resizing:
+            before = self._volume.size
+            try:
+                await self._in_thread(self._volume.refresh_size)
+            except LukshdrfsError as error:
+                log.error("%s", error)  # noqa: TRY400 - an error of the storage, not of the program
+            if self._volume.size == before:
+                return
+            log.info("the volume has %d bytes now, not %d", self._volume.size, before)
+            if self._lane:
+                self._lane.set_size(self._volume.size)
+        pyfuse3.invalidate_inode(self._image, attr_only=True)
 
     @answers_errno
     async def open(self, inode: pyfuse3.InodeT, flags: pyfuse3.FlagT, ctx: pyfuse3.RequestContext) -> pyfuse3.FileInfo:

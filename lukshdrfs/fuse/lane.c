@@ -118,7 +118,7 @@ struct worker {
 struct lane {
     struct lane_config config;
     struct lane_extent *extents;
-    uint64_t size;
+    _Atomic uint64_t size; /* of the volume; what tells where it ends */
     crypt_function crypt;
     hold_function hold;
     try_function try_hold;
@@ -461,9 +461,10 @@ static int with_pieces(struct lane *lane, int (*work)(struct lane *, const struc
 
 /* How much of a range is before the volume's end. */
 static uint64_t clipped(const struct lane *lane, uint64_t offset, uint64_t size) {
-    if (offset >= lane->size)
+    uint64_t end = atomic_load(&lane->size);
+    if (offset >= end)
         return 0;
-    return size < lane->size - offset ? size : lane->size - offset;
+    return size < end - offset ? size : end - offset;
 }
 
 /* --- the requests that are served here ------------------------------------------------------------------------- */
@@ -996,7 +997,9 @@ static struct lane *lane_new(const struct lane_config *config) {
     int complete = lane->extents != NULL;
     if (complete) {
         memcpy(lane->extents, config->extents, config->extent_count * sizeof *lane->extents);
-        lane->size = lane->extents[config->extent_count - 1].start + lane->extents[config->extent_count - 1].size;
+        struct lane_extent *last = &lane->extents[config->extent_count - 1];
+        lane->size = last->start + last->size;
+        last->size = UINT64_MAX - last->start; /* it reaches as far as the volume does, now and later */
     }
     for (size_t i = 0; i < count && complete; i++) {
         void *buffer = mmap(NULL, BUFFER_SIZE, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
@@ -1011,6 +1014,8 @@ static struct lane *lane_new(const struct lane_config *config) {
     release_memory(lane);
     return NULL;
 }
+
+void lane_set_size(struct lane *lane, uint64_t size) { atomic_store(&lane->size, size); }
 
 struct lane *lane_start(const struct lane_config *config, int *error) {
     struct lane *lane = lane_new(config);

@@ -54,6 +54,9 @@ struct lane;
  * socket to libfuse is shut down. */
 struct lane *lane_start(const struct lane_config *config, int *error);
 
+/* Says where the volume ends now: the last extent became longer or shorter. The payload must reach that far. */
+void lane_set_size(struct lane *lane, uint64_t size);
+
 /* Returns when every request that was begun is answered and all threads have ended, whether the file system is still
  * mounted or not; frees the lane. All descriptors stay the caller's. */
 void lane_stop(struct lane *lane);

@@ -129,6 +129,11 @@ class FastLane:
         self._kept = extents  # until lane_start() has copied them
         return configuration
 
+    def set_size(self, size: int) -> None:
+        """Say where the volume ends now, in bytes. The payload must reach that far."""
+        if self._lane != ffi.NULL:
+            lib.lane_set_size(self._lane, size)
+
     async def wait_ended(self) -> None:
         """Return when the kernel has no more requests, for the file system is unmounted; log errors until then."""
         events = trio.socket.from_stdlib_socket(self._events)

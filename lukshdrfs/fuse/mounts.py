@@ -63,7 +63,7 @@ def detach(mountpoint: str, *, lazy: bool = False) -> None:
     """
     failure = _umount(mountpoint, lazy=lazy) if os.geteuid() == 0 else _fusermount(mountpoint, lazy=lazy)
     if failure == errno.EBUSY:
-        raise InUse(f"{mountpoint} is in use: close what is open on it (see 'fuser -vm {mountpoint}')")
+        raise InUse(f"{mountpoint} is in use")
     if failure:
         raise DeviceError(f"{mountpoint} cannot be unmounted: {os.strerror(failure)}")
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Literal
 
 DataPath = Literal["auto", "native", "python"]
@@ -25,16 +26,20 @@ class MountOptions:
     """Requests that may wait for the payload at the same time, 1 or more."""
     data_path: DataPath = "auto"
     """Who serves reads and writes: the fast lane, Python, or the lane if it can be had."""
+    growable: bool = False
+    """Let truncate(2) of the image make the payload longer or shorter."""
     uid: int = field(default_factory=os.getuid)
     gid: int = field(default_factory=os.getgid)
     umask: int = 0o077
     kernel_options: tuple[str, ...] = ()
     """Passed to the kernel as they are: `allow_other`, …"""
 
-    @property
-    def on_file(self) -> bool:
-        """Whether the mountpoint is a file, which then is the image itself."""
-        return os.path.isfile(self.mountpoint)  # noqa: PTH113 - asked once, before it is mounted over
+    on_file: bool = field(init=False)
+    """Whether the mountpoint is a file, which then is the image itself."""
+
+    def __post_init__(self) -> None:
+        """Look at the mountpoint before it is mounted over; afterwards that would wait for ourselves."""
+        object.__setattr__(self, "on_file", Path(self.mountpoint).is_file())
 
     @property
     def image(self) -> str:

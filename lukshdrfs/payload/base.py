@@ -14,7 +14,7 @@ class Payload(Protocol):
 
     @property
     def size(self) -> int:
-        """Bytes."""
+        """Bytes, as last known."""
 
     @property
     def read_only(self) -> bool:
@@ -32,6 +32,12 @@ class Payload(Protocol):
 
     def flush(self) -> None:
         """Return when everything written is on the storage itself."""
+
+    def resize(self, size: int) -> None:
+        """Make it `size` bytes long, new ones being zero. Raises PayloadError, with EPERM where that cannot be."""
+
+    def refresh_size(self) -> None:
+        """Notice that somebody else has made it longer or shorter."""
 
     def modified_ns(self) -> int:
         """Return when it was last written to, in nanoseconds since the epoch."""

@@ -23,7 +23,8 @@ class FilePayload:
         self._descriptor = descriptor
         self._name = name
         self._read_only = read_only
-        self._size = os.lseek(descriptor, 0, os.SEEK_END)  # st_size is 0 on a block device
+        self._size = 0
+        self.refresh_size()
 
     @classmethod
     def open(cls, path: str | os.PathLike[str], *, read_only: bool, write_through: bool = False) -> Self:
@@ -57,7 +58,7 @@ class FilePayload:
 
     @property
     def size(self) -> int:
-        """Bytes, as they were when it was opened."""
+        """See Payload."""
         return self._size
 
     @property
@@ -108,6 +109,22 @@ class FilePayload:
             raise PayloadError(f"payload {self._name} is closed", errno.EBADF) from None
         except OSError as error:
             raise self._failure("flushing", 0, error) from None
+
+    def resize(self, size: int) -> None:
+        """See Payload. Only a regular file can be resized."""
+        if self._read_only:
+            raise ReadOnlyError(f"payload {self._name} is open for reading only")
+        if not stat.S_ISREG(os.fstat(self._descriptor).st_mode):
+            raise PayloadError(f"payload {self._name} is a device, whose size is not ours to change", errno.EPERM)
+        try:
+            os.ftruncate(self._descriptor, size)
+        except OSError as error:
+            raise self._failure("resizing", size, error) from None
+        self._size = size
+
+    def refresh_size(self) -> None:
+        """See Payload."""
+        self._size = os.lseek(self._descriptor, 0, os.SEEK_END)  # st_size is 0 on a block device
 
     def modified_ns(self) -> int:
         """See Payload."""

@@ -42,6 +42,7 @@ class _Placed:
     start: int
     size: int
     payload_offset: int
+    dynamic: bool
 
 
 class LockedVolume:
@@ -109,6 +110,7 @@ class LockedVolume:
             segment.sector_size,
             segment.iv_tweak,
             ciphers.get(segment.id),
+            placed.dynamic,
         )
 
     def _properties(self) -> dict[str, str]:
@@ -191,7 +193,7 @@ def _place(header: Header, payload_size: int, window: Window) -> list[_Placed]:
         if wanted is None and window.size is not None:
             wanted = window.size - start
         size = _size_on_payload(segment, offset, wanted, payload_size)
-        placed.append(_Placed(segment, start, size, offset))
+        placed.append(_Placed(segment, start, size, offset, dynamic=wanted is None))
         start += size
     return placed
 

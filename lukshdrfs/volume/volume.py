@@ -11,18 +11,21 @@ from __future__ import annotations
 import errno
 import logging
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from types import MappingProxyType
 from typing import Self
 
 from lukshdrfs.cipher import SectorCipher
 from lukshdrfs.errors import PayloadError, ReadOnlyError
 from lukshdrfs.payload import Payload
-from lukshdrfs.sectors import IV_SECTOR, SectorSpan
+from lukshdrfs.sectors import IV_SECTOR, SectorSpan, round_down
 from lukshdrfs.volume.direct_access import DirectAccess, DirectExtent
 from lukshdrfs.volume.sector_locks import SectorLocks
 
 log = logging.getLogger(__name__)
+
+_GROW_STEP = 1 << 20
+"""Bytes, whole sectors of any size."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,6 +43,8 @@ class Extent:
     """Number of the first sector's IV, in 512-byte sectors."""
     cipher: SectorCipher | None
     """None for a linear segment, which is stored as it is."""
+    dynamic: bool = False
+    """Whether it reaches as far as the payload does: only the last one can."""
 
     @property
     def end(self) -> int:
@@ -77,6 +82,58 @@ class Volume:
     def read_only(self) -> bool:
         """Whether writing is refused."""
         return self._payload.read_only
+
+    @property
+    def resizable(self) -> bool:
+        """Whether the volume's size follows the payload's: the header does not fix it, nor did who opened it."""
+        return self._extents[-1].dynamic
+
+    def resize(self, size: int) -> None:
+        """
+        Make the volume `size` bytes long, and its payload with it.
+
+        What comes to the end is zeros, encrypted and written: a hole would show which part is unused.
+
+        Raises PayloadError: with EPERM where the size is fixed, EINVAL unless `size` is whole sectors and more than
+        the segments before the last one, or the storage's errno; ReadOnlyError.
+        """
+        last, before = self._extents[-1], self.size
+        if not last.dynamic:
+            raise PayloadError("the volume's size is fixed by its header, or by --size", errno.EPERM)
+        if size <= last.start or (size - last.start) % last.sector_size:
+            raise PayloadError(f"{size} bytes are not whole sectors of {last.sector_size}", errno.EINVAL)
+        if size >= before:
+            self._grow(last, size)
+            return
+        self._set_size(size)
+        with self._locks.hold(size, before, exclusive=True):  # those who are still at the end that goes
+            self._payload.resize(last.payload_offset + size - last.start)
+
+    def refresh_size(self) -> None:
+        """Notice that the payload has become longer or shorter. Raises PayloadError if not even a sector is left."""
+        self._payload.refresh_size()
+        last = self._extents[-1]
+        size = round_down(self._payload.size - last.payload_offset, last.sector_size)
+        if last.dynamic and size <= 0:
+            raise PayloadError("the payload has become too short for the volume")
+        if last.dynamic and last.start + size != self.size:
+            self._set_size(last.start + size)
+
+    def _grow(self, last: Extent, size: int) -> None:
+        """Lengthen the payload and fill it before anybody sees it; if that fails, nothing has changed."""
+        longer, zeros = replace(last, size=size - last.start), bytes(_GROW_STEP)
+        self._payload.resize(last.payload_offset + longer.size)
+        try:
+            for offset in range(last.end, size, _GROW_STEP):
+                self._write_piece(longer, memoryview(zeros)[: size - offset], offset)
+        except PayloadError:
+            self._payload.resize(last.payload_offset + last.size)
+            raise
+        self._set_size(size)
+
+    def _set_size(self, size: int) -> None:
+        last = self._extents[-1]
+        self._extents = (*self._extents[:-1], replace(last, size=size - last.start))
 
     @property
     def properties(self) -> Mapping[str, str]:

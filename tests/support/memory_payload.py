@@ -80,6 +80,12 @@ class MemoryPayload:
     def flush(self) -> None:
         self.flushes += 1
 
+    def resize(self, size: int) -> None:
+        self._size = size
+
+    def refresh_size(self) -> None:
+        """Do nothing: nobody else can change it."""
+
     def modified_ns(self) -> int:
         return 1_700_000_000_000_000_000
 
