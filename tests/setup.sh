@@ -19,9 +19,10 @@ fi
 packages=(python3-venv python3-dev gcc pkg-config libfuse3-dev fuse3 libssl-dev libgcrypt20-dev)
 extras=
 case ${1:-} in
-    run) packages+=(e2fsprogs mount) ;;
+    run) packages+=(e2fsprogs mount libkeyutils1) ;;
     test)
-        packages+=(cryptsetup-bin qemu-utils qemu-system-x86 fio e2fsprogs mount strace util-linux)
+        packages+=(cryptsetup-bin qemu-utils qemu-system-x86 fio e2fsprogs mount strace util-linux libkeyutils1
+            systemd)
         extras='[test]'
         ;;
     *)

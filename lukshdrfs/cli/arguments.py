@@ -87,6 +87,7 @@ def add_secrets(parser: Parser) -> None:
     parser.add_argument("-l", "--keyfile-size", type=number, metavar="BYTES", help="use only these many")
     parser.add_argument("--passphrase-file", metavar="SRC", help="the first line, without its newline")
     parser.add_argument("--volume-key-file", metavar="SRC", help="the volume key itself; no keyslot is used")
+    parser.add_argument("--key-description", metavar="NAME", help="a key of this description in the kernel's keyring")
     parser.add_argument("-S", "--key-slot", type=number, metavar="N", help="try only this keyslot")
     parser.add_argument("--no-kdf-limit", action="store_true", help="derive keys whatever cost the header asks for")
     parser.add_argument("-T", "--tries", type=number, default=3, metavar="N", help="times to ask (3)")
@@ -154,10 +155,10 @@ def pin(arguments: argparse.Namespace) -> HeaderPin:
 
 def secret_source(arguments: argparse.Namespace) -> SecretSource:
     """Return where the secret is. Raises UsageError if several places are named."""
-    named = [arguments.key_file, arguments.passphrase_file, arguments.volume_key_file]
+    named = [arguments.key_file, arguments.passphrase_file, arguments.volume_key_file, arguments.key_description]
     if sum(name is not None for name in named) > 1:
-        raise UsageError("give one of --key-file, --passphrase-file and --volume-key-file")
-    if "-" in (arguments.header or []) and "-" in named:
+        raise UsageError("give one of --key-file, --passphrase-file, --volume-key-file and --key-description")
+    if "-" in (arguments.header or []) and "-" in named[:3]:
         raise UsageError("standard input can be the header or the key, not both")
     if "-" in (arguments.header or []) and all(name is None for name in named):
         raise UsageError("the header is standard input; name the key with --key-file or --passphrase-file")
@@ -167,6 +168,7 @@ def secret_source(arguments: argparse.Namespace) -> SecretSource:
         keyfile_size=arguments.keyfile_size,
         passphrase_file=arguments.passphrase_file,
         volume_key_file=arguments.volume_key_file,
+        key_description=arguments.key_description,
         tries=arguments.tries,
     )
 

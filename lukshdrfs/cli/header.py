@@ -12,7 +12,15 @@ from itertools import count
 from pathlib import Path
 from typing import Any
 
-from lukshdrfs.cli.arguments import Parser, Subparsers, add_header, add_secrets, add_subcommands, pin
+from lukshdrfs.cli.arguments import (
+    Parser,
+    Subparsers,
+    add_header,
+    add_secrets,
+    add_subcommands,
+    pin,
+    secret_source,
+)
 from lukshdrfs.cli.logs import printable
 from lukshdrfs.cli.unlocking import editable_header, header_name, readable_header, unlocked
 from lukshdrfs.errors import DeviceError, HeaderError, LukshdrfsError, UsageError
@@ -236,8 +244,7 @@ def _size(name: str) -> int:
 
 
 def _verify_secret(header: Header, arguments: argparse.Namespace) -> list[Finding]:
-    given = (arguments.key_file, arguments.passphrase_file, arguments.volume_key_file)
-    if not arguments.ask and all(name is None for name in given):
+    if not arguments.ask and not secret_source(arguments).named:
         return []
     with unlocked(header, arguments) as key:
         subject = "volume key" if key.keyslot is None else f"keyslot {key.keyslot}"

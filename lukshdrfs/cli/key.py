@@ -125,7 +125,14 @@ def _change(arguments: argparse.Namespace) -> int:
 
 
 def _names_a_secret(arguments: argparse.Namespace, *more: str) -> bool:
-    names = ("key_file", "passphrase_file", "volume_key_file", "new_key_file", "new_passphrase_file")
+    names = (
+        "key_file",
+        "passphrase_file",
+        "volume_key_file",
+        "key_description",
+        "new_key_file",
+        "new_passphrase_file",
+    )
     return any(getattr(arguments, name, None) is not None for name in (*names, *more))
 
 

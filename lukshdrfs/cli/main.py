@@ -10,7 +10,7 @@ from itertools import takewhile
 from typing import NoReturn
 
 from lukshdrfs._version import VERSION
-from lukshdrfs.cli import benchmark, create, header, info, key, logs, mount, status, unmount
+from lukshdrfs.cli import benchmark, create, header, info, install_mount_helper, key, logs, mount, status, unmount
 from lukshdrfs.cli.arguments import Parser, Subparsers
 from lukshdrfs.cli.outcome import exit_status
 from lukshdrfs.secret import harden_process
@@ -25,6 +25,7 @@ COMMANDS = {
     "key": key,
     "header": header,
     "benchmark": benchmark,
+    "install-mount-helper": install_mount_helper,
 }
 
 _OPTIONS_WITH_VALUE = ("-o",)
@@ -112,3 +113,14 @@ def mount_helper(words: list[str] | None = None) -> int:
     given = sys.argv[1:] if words is None else words
     # -s tolerates unknown options, -n keeps /etc/mtab as it is: neither means anything here
     return main(["mount", *(word for word in given if word not in ("-n", "-s"))])
+
+
+def umount_helper(words: list[str] | None = None) -> int:
+    """Run as umount(8)'s helper: `umount.lukshdrfs MOUNTPOINT [-flnrv] [-N NAMESPACE] [-t TYPE]`."""
+    given = list(sys.argv[1:] if words is None else words)
+    for option in ("-N", "-t"):  # of another namespace we are not called; the type is ours
+        while option in given:
+            at = given.index(option)
+            del given[at : at + 2]
+    lazy = ["--lazy"] if any(word.startswith("-") and "l" in word for word in given) else []
+    return main(["unmount", *lazy, *(word for word in given if not word.startswith("-"))])

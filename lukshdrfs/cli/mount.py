@@ -22,6 +22,7 @@ from lukshdrfs.cli.arguments import (
     secret_source,
     size,
 )
+from lukshdrfs.cli.keyring import token_secrets
 from lukshdrfs.cli.mount_options import apply_options
 from lukshdrfs.cli.outcome import exit_status
 from lukshdrfs.cli.secrets import SecretSource
@@ -145,7 +146,7 @@ def _unlock_and_serve(request: _Request, ready: Callable[[Volume], None]) -> int
             request.options,
             lambda: ready(volume),
             serving=lambda: _tell_manager(volume, request.options),
-            end_on_hangup=request.arguments.foreground,
+            end_on_hangup=request.arguments.foreground and sys.stdin.isatty(),  # a service has no terminal to lose
         )
     finally:
         notify("STOPPING=1")
@@ -207,7 +208,11 @@ def _usable(work: Callable[[T], R], candidates: Iterable[T]) -> list[R]:
 
 
 def _try_secrets(candidates: list[LockedVolume], request: _Request) -> Volume:
-    """Ask until a secret opens one of the candidates, or as often as allowed."""
+    """Ask until a secret opens one of the candidates, or as often as allowed. Keys that tokens name are tried first."""
+    if not request.secrets.named:
+        volume = _try_tokens(candidates, request)
+        if volume is not None:
+            return volume
     tries = max(1, request.secrets.tries) if request.secrets.interactive else 1
     while True:
         tries -= 1
@@ -218,6 +223,20 @@ def _try_secrets(candidates: list[LockedVolume], request: _Request) -> Volume:
             if tries == 0:
                 raise
             log.warning("%s", error)
+
+
+def _try_tokens(candidates: list[LockedVolume], request: _Request) -> Volume | None:
+    """Return the volume that a key in the kernel's keyring opens, if a token of the header names one."""
+    wanted = request.arguments.key_slot
+    for locked in candidates:
+        for secret, keyslots in token_secrets(locked.header):
+            with secret:
+                for keyslot in (number for number in keyslots if wanted in (None, number)):
+                    try:
+                        return locked.unlock(secret, keyslot, kdf_limits(request.arguments))
+                    except LukshdrfsError as error:
+                        log.info("keyslot %d, with its token's key: %s", keyslot, error)
+    return None
 
 
 def _open_any(candidates: list[LockedVolume], secret: SecretBytes, request: _Request) -> Volume:

@@ -30,6 +30,7 @@ _VALUES: dict[str, tuple[str, Callable[[str], object]]] = {
     "header": ("header", str),
     "header-sha256": ("header_sha256", str),
     "header-uuid": ("header_uuid", str),
+    "key-description": ("key_description", str),
     "key-slot": ("key_slot", number),
     "keyfile": ("key_file", str),
     "keyfile-offset": ("keyfile_offset", number),

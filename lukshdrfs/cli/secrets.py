@@ -10,11 +10,15 @@ from __future__ import annotations
 
 import errno
 import os
+import shutil
 import stat
+import subprocess
 import sys
 import termios
 from dataclasses import dataclass
+from pathlib import Path
 
+from lukshdrfs.cli.keyring import read_key
 from lukshdrfs.cli.logs import printable
 from lukshdrfs.errors import DeviceError, UsageError
 from lukshdrfs.secret import SecretBytes
@@ -24,6 +28,10 @@ MAX_KEY_FILE = 8 * 1024 * 1024
 """Bytes of a key file (cryptsetup's compiled-in maximum)."""
 
 _FIRST_BUFFER = 4096
+
+_ASK_PASSWORD = "systemd-ask-password"  # noqa: S105 - a program
+_SYSTEMD_RUNS = Path("/run/systemd/system")
+_QUESTIONS = Path("/run/systemd/ask-password")
 
 MAX_PASSPHRASE = 512
 """Bytes of a line that is typed or piped (cryptsetup, `DEFAULT_PASSPHRASE_SIZE_MAX`)."""
@@ -38,13 +46,19 @@ class SecretSource:
     keyfile_size: int | None = None
     passphrase_file: str | None = None
     volume_key_file: str | None = None
+    key_description: str | None = None
     tries: int = 3
 
     @property
+    def named(self) -> bool:
+        """Whether the command line names a place; else somebody is asked, or standard input is read."""
+        names = (self.key_file, self.passphrase_file, self.volume_key_file, self.key_description)
+        return any(name is not None for name in names)
+
+    @property
     def interactive(self) -> bool:
-        """Whether somebody is asked at a terminal, and may try again."""
-        named = (self.key_file, self.passphrase_file, self.volume_key_file)
-        return all(name is None for name in named) and sys.stdin.isatty()
+        """Whether somebody is asked, and may try again."""
+        return not self.named and (sys.stdin.isatty() or agent_is_there())
 
     def read(self, prompt: str) -> SecretBytes:
         """Return the secret. Raises DeviceError if a file cannot be read, UsageError if it has the wrong size."""
@@ -54,7 +68,11 @@ class SecretSource:
             return _read_file(self.key_file, self.keyfile_offset, self.keyfile_size, "key file")
         if self.passphrase_file is not None:
             return _read_line(self.passphrase_file, "passphrase file")
-        return _ask(prompt) if self.interactive else _read_line("-", "standard input")
+        if self.key_description is not None:
+            return read_key(self.key_description)
+        if not self.interactive:
+            return _read_line("-", "standard input")
+        return _ask(prompt) if sys.stdin.isatty() else _ask_agent(prompt)
 
 
 def _open(name: str, what: str) -> tuple[int, bool]:
@@ -178,6 +196,40 @@ def _ask(prompt: str) -> SecretBytes:
         termios.tcsetattr(descriptor, termios.TCSAFLUSH, before)
         sys.stderr.write("\n")
         sys.stderr.flush()
+
+
+def agent_is_there() -> bool:
+    """
+    Whether a passphrase is to be had from systemd's agents: it runs this machine, and we have nobody to ask ourselves.
+
+    Sources: sd_booted(3); systemd-ask-password(1).
+    """
+    return (
+        _nothing_comes_in()
+        and _SYSTEMD_RUNS.exists()
+        and shutil.which(_ASK_PASSWORD) is not None
+        and os.access(_QUESTIONS, os.W_OK)
+    )
+
+
+def _nothing_comes_in() -> bool:
+    """Whether standard input is /dev/null, as a service has it."""
+    try:
+        return os.path.samestat(os.fstat(0), os.stat(os.devnull))  # noqa: PTH116
+    except OSError:
+        return False
+
+
+def _ask_agent(prompt: str) -> SecretBytes:
+    """Ask by systemd-ask-password: whoever answers, at boot, on the desktop or on the wall, we get one line."""
+    command = [_ASK_PASSWORD, "--no-tty", "--icon=drive-harddisk", "--id=lukshdrfs", printable(prompt).strip(" :")]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stdin=subprocess.DEVNULL) as agent:
+        assert agent.stdout is not None
+        secret = _read_line(f"fd:{agent.stdout.fileno()}", _ASK_PASSWORD)
+    if agent.returncode != 0:
+        secret.wipe()
+        raise DeviceError(f"{_ASK_PASSWORD} got no answer; name the key with --key-file")
+    return secret
 
 
 def new_secret(source: SecretSource, prompt: str) -> SecretBytes:

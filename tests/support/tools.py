@@ -20,6 +20,7 @@ IN_CI = os.environ.get("CI", "").lower() in {"1", "true", "yes"}
 PACKAGES = {
     "cryptsetup": "cryptsetup-bin",
     "debugfs": "e2fsprogs",
+    "findmnt": "mount",
     "fio": "fio",
     "fsck.ext4": "e2fsprogs",
     "fusermount3": "fuse3",
@@ -32,6 +33,8 @@ PACKAGES = {
     "qemu-system-x86_64": "qemu-system-x86",
     "mount": "mount",
     "setpriv": "util-linux",
+    "systemd-analyze": "systemd",
+    "systemd-ask-password": "systemd",
     "setsid": "util-linux",
     "unshare": "util-linux",
 }
