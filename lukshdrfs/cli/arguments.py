@@ -42,6 +42,11 @@ def add_subcommands(subparsers: Subparsers, name: str, help_: str) -> Subparsers
     return parser.subcommands
 
 
+def add_command(subparsers: Subparsers, name: str, summary: str) -> Parser:
+    """Add a command that its summary describes well enough."""
+    return subparsers.add_parser(name, help=summary, description=f"{summary[0].upper()}{summary[1:]}.")
+
+
 def number(text: str) -> int:
     """Return a decimal number that is not negative."""
     if not text.isascii() or not text.isdecimal() or len(text) > _LONGEST_NUMBER:

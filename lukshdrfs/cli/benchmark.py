@@ -37,7 +37,11 @@ Row = dict[str, Any]
 
 def add_parser(subparsers: Subparsers) -> None:
     """Add the command."""
-    parser = subparsers.add_parser("benchmark", help="measure key derivation and ciphers on this machine")
+    parser = subparsers.add_parser(
+        "benchmark",
+        help="measure key derivation and ciphers on this machine",
+        description="Measure key derivation and sector ciphers, in memory alone and on one core.",
+    )
     parser.add_argument("-c", "--cipher", metavar="SPEC", help="measure only this cipher, for instance aes-xts-plain64")
     parser.add_argument("-s", "--key-size", type=number, metavar="BITS", help="with this key (512 for xts, else 256)")
     parser.add_argument("--sector-size", type=number, metavar="BYTES", help="and this sector size (512 and 4096)")

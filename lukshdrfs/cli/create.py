@@ -40,7 +40,13 @@ log = logging.getLogger(__name__)
 
 def add_parser(subparsers: Subparsers) -> None:
     """Add the command."""
-    parser = subparsers.add_parser("create", help="make a new volume, with a detached header or an attached one")
+    parser = subparsers.add_parser(
+        "create",
+        help="make a new volume, with a detached header or an attached one",
+        description="Make a header with a new volume key, and with --size the payload, which is filled with random "
+        "bytes. The defaults are cryptsetup's. Neither a header nor data that is recognised is overwritten without "
+        "--force.",
+    )
     parser.add_argument("payload", metavar="PAYLOAD")
     parser.add_argument("--header", metavar="FILE", help="where the header goes; left out: the start of the payload")
     parser.add_argument("--size", type=size, metavar="N", help="create the payload with this many bytes (K, M, G, T)")

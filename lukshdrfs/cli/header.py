@@ -15,6 +15,7 @@ from typing import Any
 from lukshdrfs.cli.arguments import (
     Parser,
     Subparsers,
+    add_command,
     add_header,
     add_secrets,
     add_subcommands,
@@ -54,11 +55,11 @@ def add_parser(subparsers: Subparsers) -> None:
     """Add the command and its subcommands."""
     commands = add_subcommands(subparsers, "header", "back up, restore, check, repair, convert and move headers")
 
-    parser = commands.add_parser("backup", help="write a header and all its keyslots to a new file")
+    parser = add_command(commands, "backup", "write a header and all its keyslots to a new file")
     _add_target_and_file(parser, "--header-backup-file", "the new file")
     parser.set_defaults(run=_backup)
 
-    parser = commands.add_parser("restore", help="put a backup in the place of a header; what was there is kept")
+    parser = add_command(commands, "restore", "put a backup in the place of a header; what was there is kept")
     _add_target_and_file(parser, "--header-backup-file", "the backup")
     parser.add_argument("--keep", metavar="FILE", help="where the copy of what is overwritten goes (beside the header)")
     parser.add_argument(
@@ -66,19 +67,19 @@ def add_parser(subparsers: Subparsers) -> None:
     )
     parser.set_defaults(run=_restore)
 
-    parser = commands.add_parser("verify", help="check everything there is to check; exit status 4 if it is damaged")
+    parser = add_command(commands, "verify", "check everything there is to check; exit status 4 if it is damaged")
     _add_target(parser)
     add_secrets(parser)
     parser.add_argument("--ask", action="store_true", help="check a passphrase, too; ask for it")
     parser.add_argument("--json", action="store_true", help="print one JSON document")
     parser.set_defaults(run=_verify)
 
-    parser = commands.add_parser("repair", help="mend a damaged header from what is known about it")
+    parser = add_command(commands, "repair", "mend a damaged header from what is known about it")
     _add_target(parser)
     parser.add_argument("--force", action="store_true", help="even if something else is recognised in its place")
     parser.set_defaults(run=_repair)
 
-    parser = commands.add_parser("convert", help="make a LUKS1 header LUKS2, or the other way round")
+    parser = add_command(commands, "convert", "make a LUKS1 header LUKS2, or the other way round")
     _add_target(parser)
     parser.add_argument("--type", required=True, metavar="T", help="luks2 or luks1")
     parser.add_argument("--output", metavar="FILE", help="write the other header there, and leave this one as it is")
@@ -87,7 +88,7 @@ def add_parser(subparsers: Subparsers) -> None:
     )
     parser.set_defaults(run=_convert)
 
-    parser = commands.add_parser("export", help="make an attached header a detached one")
+    parser = add_command(commands, "export", "make an attached header a detached one")
     parser.add_argument("names", nargs="+", metavar="PAYLOAD FILE")
     add_header(parser)
     parser.add_argument(
@@ -95,12 +96,12 @@ def add_parser(subparsers: Subparsers) -> None:
     )
     parser.set_defaults(run=_export)
 
-    parser = commands.add_parser("attach", help="write a detached header to the start of its payload")
+    parser = add_command(commands, "attach", "write a detached header to the start of its payload")
     _add_target(parser)
     parser.add_argument("--force", action="store_true", help="even if something is recognised there")
     parser.set_defaults(run=_attach)
 
-    parser = commands.add_parser("set", help="change label, subsystem or UUID")
+    parser = add_command(commands, "set", "change label, subsystem or UUID")
     _add_target(parser)
     parser.add_argument("--label", metavar="L", help="luks2")
     parser.add_argument("--subsystem", metavar="S", help="luks2")

@@ -17,7 +17,11 @@ from lukshdrfs.volume import read_header
 
 def add_parser(subparsers: Subparsers) -> None:
     """Add the command."""
-    parser = subparsers.add_parser("info", help="show what a header says")
+    parser = subparsers.add_parser(
+        "info",
+        help="show what a header says",
+        description="Show everything that a header says: cipher, keyslots and their cost, digests, segments, tokens.",
+    )
     parser.add_argument("payload", nargs="?", metavar="PAYLOAD", help="or the header itself")
     add_header(parser)
     parser.add_argument("--json", action="store_true", help="print one JSON document")

@@ -22,7 +22,9 @@ HELPERS = {
 def add_parser(subparsers: Subparsers) -> None:
     """Add the command."""
     parser = subparsers.add_parser(
-        "install-mount-helper", help="let mount(8), umount(8) and fstab find this program (as root)"
+        "install-mount-helper",
+        help="let mount(8), umount(8) and fstab find this program (as root)",
+        description="Make links to this program under the names that mount(8) and umount(8) look for.",
     )
     parser.add_argument("--directory", default="/sbin", metavar="DIR", help="where they look (/sbin)")
     parser.add_argument("--remove", action="store_true", help="take the links away again")

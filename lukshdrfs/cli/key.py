@@ -10,6 +10,7 @@ from typing import Any
 from lukshdrfs.cli.arguments import (
     Parser,
     Subparsers,
+    add_command,
     add_header,
     add_kdf,
     add_new_secrets,
@@ -42,12 +43,12 @@ def add_parser(subparsers: Subparsers) -> None:
     _add_parser_of_change(commands)
     _add_parser_of_remove(commands)
 
-    parser = commands.add_parser("list", help="list the keyslots that are in use")
+    parser = add_command(commands, "list", "list the keyslots that are in use")
     _add_target(parser)
     parser.add_argument("--json", action="store_true", help="print one JSON document")
     parser.set_defaults(run=_list)
 
-    parser = commands.add_parser("test", help="tell which keyslot a secret opens; exit status 2 if none")
+    parser = add_command(commands, "test", "tell which keyslot a secret opens; exit status 2 if none")
     _add_target(parser)
     add_secrets(parser)
     parser.set_defaults(run=_test)
@@ -59,7 +60,7 @@ def _add_target(parser: Parser) -> None:
 
 
 def _add_parser_of_add(commands: Subparsers) -> None:
-    parser = commands.add_parser("add", help="add a keyslot for another secret")
+    parser = add_command(commands, "add", "add a keyslot for another secret")
     _add_target(parser)
     add_secrets(parser)
     add_new_secrets(parser)
@@ -72,7 +73,7 @@ def _add_parser_of_add(commands: Subparsers) -> None:
 
 
 def _add_parser_of_change(commands: Subparsers) -> None:
-    parser = commands.add_parser("change", help="give a keyslot another secret, cost or priority")
+    parser = add_command(commands, "change", "give a keyslot another secret, cost or priority")
     _add_target(parser)
     add_secrets(parser)
     add_new_secrets(parser)
@@ -84,7 +85,7 @@ def _add_parser_of_change(commands: Subparsers) -> None:
 
 
 def _add_parser_of_remove(commands: Subparsers) -> None:
-    parser = commands.add_parser("remove", help="destroy a keyslot: the one named, or that of a secret")
+    parser = add_command(commands, "remove", "destroy a keyslot: the one named, or that of a secret")
     _add_target(parser)
     add_secrets(parser)
     parser.add_argument("--force", action="store_true", help="remove the last one, too: then no passphrase opens it")

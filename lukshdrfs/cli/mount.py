@@ -48,7 +48,13 @@ FIRST_BLOCK = 4096
 
 def add_parser(subparsers: Subparsers) -> None:
     """Add the command."""
-    parser = subparsers.add_parser("mount", help="unlock a volume and show it as a file")
+    parser = subparsers.add_parser(
+        "mount",
+        help="unlock a volume and show it as a file",
+        description="Unlock a volume and show its plaintext as the one file in MOUNTPOINT. Returns once the image can "
+        "be read, and goes on in the background; without a key option, asks for the passphrase. The image behaves like "
+        "a block device: its size is fixed, and a write past its end fails.",
+    )
     parser.add_argument("payload", metavar="PAYLOAD")
     parser.add_argument("mountpoint", metavar="MOUNTPOINT", help="an empty directory, or a file to mount over")
     add_header(parser)

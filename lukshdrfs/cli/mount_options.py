@@ -21,7 +21,7 @@ def _octal(text: str) -> int:
     return int(text, 8)
 
 
-_VALUES: dict[str, tuple[str, Callable[[str], object]]] = {
+VALUES: dict[str, tuple[str, Callable[[str], object]]] = {
     "cache": ("cache", str),
     "data-path": ("data_path", str),
     "format": ("payload_format", str),
@@ -47,7 +47,7 @@ _VALUES: dict[str, tuple[str, Callable[[str], object]]] = {
 }
 """Our own options with a value: the argument that they set, and how their text is read."""
 
-_KERNEL = {
+KERNEL = {
     "allow_other",
     "allow_root",
     "dev",
@@ -60,9 +60,9 @@ _KERNEL = {
     "sync",
     "async",
 }
-_KERNEL |= {"atime", "noatime", "default_permissions"}
+KERNEL |= {"atime", "noatime", "default_permissions"}
 
-_FLAGS = {
+FLAGS = {
     "ro": ("read_only", True),
     "read-only": ("read_only", True),
     "readonly": ("read_only", True),
@@ -71,7 +71,7 @@ _FLAGS = {
 }
 """Our own options without a value: the argument that they set, and what to."""
 
-_NOT_OURS = {
+NOT_OURS = {
     "_netdev", "auto", "defaults", "group", "noauto", "nofail", "nouser", "nousers", "owner",
     "relatime", "norelatime", "user", "users",
 }  # fmt: skip
@@ -104,12 +104,12 @@ def apply_options(arguments: argparse.Namespace, texts: list[str]) -> None:
 
 def _apply(arguments: argparse.Namespace, option: str) -> None:
     name, has_value, value = option.partition("=")
-    if option in _FLAGS:
-        setattr(arguments, *_FLAGS[option])
-    elif option in _KERNEL:
+    if option in FLAGS:
+        setattr(arguments, *FLAGS[option])
+    elif option in KERNEL:
         arguments.kernel_options.append(option)
-    elif has_value and name in _VALUES:
-        target, convert = _VALUES[name]
+    elif has_value and name in VALUES:
+        target, convert = VALUES[name]
         try:
             converted = convert(value)
         except argparse.ArgumentTypeError as error:
@@ -118,5 +118,5 @@ def _apply(arguments: argparse.Namespace, option: str) -> None:
             arguments.header = [*(arguments.header or []), value]
         else:
             setattr(arguments, target, converted)
-    elif option not in _NOT_OURS and not option.startswith(_NOT_OURS_PREFIXES):
+    elif option not in NOT_OURS and not option.startswith(_NOT_OURS_PREFIXES):
         raise UsageError(f"-o {option}: unknown option; see 'lukshdrfs mount --help'")

@@ -20,7 +20,12 @@ _NUMBERS = {"pid", "key_size", "sector_size", "payload_offset"}
 
 def add_parser(subparsers: Subparsers) -> None:
     """Add the command."""
-    parser = subparsers.add_parser("status", help="show what is mounted, and who serves it")
+    parser = subparsers.add_parser(
+        "status",
+        help="show what is mounted, and who serves it",
+        description="Show mountpoint, payload, image, cipher, the daemon's process and who holds the mount, from the "
+        "kernel's mount table and the image's extended attributes.",
+    )
     parser.add_argument("mountpoint", nargs="?", metavar="MOUNTPOINT", help="only this one; exit status 4 if it is not")
     parser.add_argument("--json", action="store_true", help="print one JSON document")
     parser.set_defaults(run=run)

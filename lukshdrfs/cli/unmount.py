@@ -20,7 +20,13 @@ PATIENCE_S = 120.0
 
 def add_parser(subparsers: Subparsers) -> None:
     """Add the command."""
-    parser = subparsers.add_parser("unmount", aliases=["umount"], help="unmount and wait until everything is written")
+    parser = subparsers.add_parser(
+        "unmount",
+        aliases=["umount"],
+        help="unmount and wait until everything is written",
+        description="Unmount, and return when everything is on the payload's storage and the daemon has ended. If the "
+        "image is in use, say who holds it.",
+    )
     parser.add_argument("mountpoint", metavar="MOUNTPOINT")
     parser.add_argument(
         "-z", "--lazy", action="store_true", help="if it is in use, take its name away at once; served to the end"
