@@ -22,7 +22,7 @@ case ${1:-} in
     run) packages+=(e2fsprogs mount libkeyutils1) ;;
     test)
         packages+=(cryptsetup-bin qemu-utils qemu-system-x86 fio e2fsprogs mount strace util-linux libkeyutils1
-            systemd)
+            systemd man-db zsh fish)
         extras='[test]'
         ;;
     *)
