@@ -31,6 +31,7 @@ PATIENCE_FOR_LEFTOVERS = 10.0
 
 TWICE = {
     "test_attributes", "test_block_users", "test_concurrency", "test_failing_storage", "test_growing", "test_io",
+    "test_locking",
     "test_life",
 }  # fmt: skip
 """The modules in which it may matter who serves reads and writes: the fast lane or Python, its obviously right twin."""

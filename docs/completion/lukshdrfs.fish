@@ -50,8 +50,8 @@ function _shtab_lukshdrfs_using
   test "$_shtab_lukshdrfs_cmdpath" = "$argv"
 end
 
-set -g _shtab_lukshdrfs_commands mount unmount umount status create info key 'key add' 'key change' 'key remove' 'key list' 'key test' header 'header backup' 'header restore' 'header verify' 'header repair' 'header convert' 'header export' 'header attach' 'header set' benchmark install-mount-helper
-set -g _shtab_lukshdrfs_opts_with_value --cache --cipher --data-path --directory --hash --header --header-backup-file --header-sha256 --header-uuid --iter-time --keep --key-description --key-file --key-size --key-slot --keyfile-offset --keyfile-size --keyslot-cipher --keyslot-key-size --label --luks2-keyslots-size --luks2-metadata-size --name --new-key-file --new-key-slot --new-keyfile-offset --new-keyfile-size --new-passphrase-file --offset --output --passphrase-file --payload-format --pbkdf --pbkdf-force-iterations --pbkdf-memory --pbkdf-parallel --priority --sector-size --size --subsystem --tries --type --uuid --volume-key-file --workers -S -T -c -d -i -l -o -s
+set -g _shtab_lukshdrfs_commands mount unmount umount lock status create info key 'key add' 'key change' 'key remove' 'key list' 'key test' header 'header backup' 'header restore' 'header verify' 'header repair' 'header convert' 'header export' 'header attach' 'header set' benchmark install-mount-helper
+set -g _shtab_lukshdrfs_opts_with_value --cache --cipher --data-path --directory --hash --header --header-backup-file --header-sha256 --header-timeout --header-uuid --idle-timeout --iter-time --keep --key-description --key-file --key-size --key-slot --keyfile-offset --keyfile-size --keyslot-cipher --keyslot-key-size --label --luks2-keyslots-size --luks2-metadata-size --max-time --name --new-key-file --new-key-slot --new-keyfile-offset --new-keyfile-size --new-passphrase-file --offset --output --passphrase-file --payload-format --pbkdf --pbkdf-force-iterations --pbkdf-memory --pbkdf-parallel --priority --sector-size --size --subsystem --tries --type --uuid --volume-key-file --workers -S -T -c -d -i -l -o -s
 
 complete -c lukshdrfs -e
 complete -c lukshdrfs -f
@@ -82,6 +82,10 @@ complete -c lukshdrfs -n '_shtab_lukshdrfs_using mount' -l growable -d 'truncate
 complete -c lukshdrfs -n '_shtab_lukshdrfs_using mount' -l data-path -x -d 'auto, native, python (auto)'
 complete -c lukshdrfs -n '_shtab_lukshdrfs_using mount' -l offset -x -d 'where the data start, if the header says 0'
 complete -c lukshdrfs -n '_shtab_lukshdrfs_using mount' -l size -x -d 'how much data there is, if the header leaves it open'
+complete -c lukshdrfs -n '_shtab_lukshdrfs_using mount' -l header-timeout -x -d 'wait so long for the header to be there'
+complete -c lukshdrfs -n '_shtab_lukshdrfs_using mount' -l lock-on-header-removal -d 'lock when the header goes away'
+complete -c lukshdrfs -n '_shtab_lukshdrfs_using mount' -l max-time -x -d 'lock after so many seconds (or 8h, 30m)'
+complete -c lukshdrfs -n '_shtab_lukshdrfs_using mount' -l idle-timeout -x -d 'lock when it is not used for so long'
 complete -c lukshdrfs -n '_shtab_lukshdrfs_using mount' -s o -x -d 'as in fstab'
 complete -c lukshdrfs -n '_shtab_lukshdrfs_using mount' -s v -l verbose -d 'log more; twice for everything'
 complete -c lukshdrfs -n '_shtab_lukshdrfs_using mount' -s q -l quiet -d 'log errors only'
@@ -99,6 +103,12 @@ complete -c lukshdrfs -n '_shtab_lukshdrfs_using umount' -s z -l lazy -d 'if it 
 complete -c lukshdrfs -n '_shtab_lukshdrfs_using umount' -s v -l verbose -d 'log more; twice for everything'
 complete -c lukshdrfs -n '_shtab_lukshdrfs_using umount' -s q -l quiet -d 'log errors only'
 complete -c lukshdrfs -n '_shtab_lukshdrfs_using umount; and test $_shtab_lukshdrfs_npos -eq 0' -ka "(__fish_complete_directories)" -d MOUNTPOINT
+complete -c lukshdrfs -n '_shtab_lukshdrfs_using; and test $_shtab_lukshdrfs_npos -eq 0' -a lock -d 'Lock a mount: what was written and acknowledged is flushed, then every read and write of the image gives EIO, what the kernel has cached of it is dropped, the key is wiped, and the mount goes, whoever uses it.'
+complete -c lukshdrfs -n '_shtab_lukshdrfs_using lock' -s h -l help -d 'show this help message and exit'
+complete -c lukshdrfs -n '_shtab_lukshdrfs_using lock' -l all -d 'all mounts of this user; of root, everybody'"'"'s'
+complete -c lukshdrfs -n '_shtab_lukshdrfs_using lock' -s v -l verbose -d 'log more; twice for everything'
+complete -c lukshdrfs -n '_shtab_lukshdrfs_using lock' -s q -l quiet -d 'log errors only'
+complete -c lukshdrfs -n '_shtab_lukshdrfs_using lock; and test $_shtab_lukshdrfs_npos -eq 0' -ka "(__fish_complete_directories)" -d MOUNTPOINT
 complete -c lukshdrfs -n '_shtab_lukshdrfs_using; and test $_shtab_lukshdrfs_npos -eq 0' -a status -d 'Show mountpoint, payload, image, cipher, the daemon'"'"'s process and who holds the mount, from the kernel'"'"'s mount table and the image'"'"'s extended attributes.'
 complete -c lukshdrfs -n '_shtab_lukshdrfs_using status' -s h -l help -d 'show this help message and exit'
 complete -c lukshdrfs -n '_shtab_lukshdrfs_using status' -l json -d 'print one JSON document'

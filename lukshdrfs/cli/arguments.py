@@ -65,6 +65,15 @@ def size(text: str) -> int:
     return found
 
 
+def seconds(text: str) -> float:
+    """Return a time in seconds, `N`, `Ns`, `Nm` or `Nh`, more than 0."""
+    match = re.fullmatch(r"(\d{1,9}(?:\.\d{1,6})?)([smh]?)", text)
+    found = float(match[1]) * {"": 1, "s": 1, "m": 60, "h": 3600}[match[2]] if match else 0.0
+    if not found:
+        raise argparse.ArgumentTypeError(f"{text[:40]!r} is not a time; expected seconds, or a number and s, m or h")
+    return found
+
+
 def identifier(text: str) -> int:
     """Return a user's or group's number."""
     found = number(text)

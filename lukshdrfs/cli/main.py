@@ -10,7 +10,7 @@ from itertools import takewhile
 from typing import NoReturn
 
 from lukshdrfs._version import VERSION
-from lukshdrfs.cli import benchmark, create, header, info, install_mount_helper, key, logs, mount, status, unmount
+from lukshdrfs.cli import benchmark, create, header, info, install_mount_helper, key, lock, logs, mount, status, unmount
 from lukshdrfs.cli.arguments import Parser, Subparsers
 from lukshdrfs.cli.outcome import exit_status
 from lukshdrfs.secret import harden_process
@@ -19,6 +19,7 @@ COMMANDS = {
     "mount": mount,
     "unmount": unmount,
     "umount": unmount,
+    "lock": lock,
     "status": status,
     "create": create,
     "info": info,

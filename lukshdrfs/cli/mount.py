@@ -8,7 +8,7 @@ import os
 import shlex
 import sys
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TypeVar, get_args
 
 from lukshdrfs.cli import logs
@@ -19,6 +19,7 @@ from lukshdrfs.cli.arguments import (
     kdf_limits,
     number,
     pin,
+    seconds,
     secret_source,
     size,
 )
@@ -27,8 +28,9 @@ from lukshdrfs.cli.mount_options import apply_options
 from lukshdrfs.cli.outcome import exit_status
 from lukshdrfs.cli.secrets import SecretSource
 from lukshdrfs.cli.service import notify
+from lukshdrfs.cli.waiting import wait_for_any
 from lukshdrfs.errors import DeviceError, LukshdrfsError, UsageError, WrongKey
-from lukshdrfs.fuse import DataPath, MountOptions, check_fuse, check_mountpoint, run_in_background, serve
+from lukshdrfs.fuse import DataPath, LockPolicy, MountOptions, check_fuse, check_mountpoint, run_in_background, serve
 from lukshdrfs.luks import Header
 from lukshdrfs.payload import FilePayload
 from lukshdrfs.secret import SecretBytes, lock_process_memory
@@ -69,6 +71,10 @@ def add_parser(subparsers: Subparsers) -> None:
     parser.add_argument("--data-path", default="auto", metavar="P", help=f"{', '.join(DATA_PATHS)} (auto)")
     parser.add_argument("--offset", type=size, metavar="N", help="where the data start, if the header says 0")
     parser.add_argument("--size", type=size, metavar="N", help="how much data there is, if the header leaves it open")
+    parser.add_argument("--header-timeout", type=seconds, metavar="S", help="wait so long for the header to be there")
+    parser.add_argument("--lock-on-header-removal", action="store_true", help="lock when the header goes away")
+    parser.add_argument("--max-time", type=seconds, metavar="S", help="lock after so many seconds (or 8h, 30m)")
+    parser.add_argument("--idle-timeout", type=seconds, metavar="S", help="lock when it is not used for so long")
     parser.add_argument("-o", action="append", default=[], dest="options", metavar="OPT", help="as in fstab")
     parser.set_defaults(run=run, fsname=None, uid=None, gid=None, umask=0o077)
 
@@ -111,8 +117,18 @@ def _check_values(arguments: argparse.Namespace) -> None:
         raise UsageError(f"--data-path {arguments.data_path}: expected {', '.join(DATA_PATHS)}")
     if not 1 <= arguments.workers <= MAX_WORKERS:
         raise UsageError(f"--workers {arguments.workers}: expected 1 to {MAX_WORKERS}")
+    if arguments.lock_on_header_removal:
+        _check_removable(arguments)
     if "/" in arguments.name or arguments.name in ("", ".", ".."):
         raise UsageError(f"--name {arguments.name!r} is not a file name")
+
+
+def _check_removable(arguments: argparse.Namespace) -> None:
+    """Raise UsageError unless the header is something that can go away."""
+    if not arguments.header:
+        raise UsageError("--lock-on-header-removal is for a detached header; name it with --header")
+    if any(source_descriptor(name) is not None for name in arguments.header):
+        raise UsageError("--lock-on-header-removal needs the header's path, not a descriptor")
 
 
 def _check(arguments: argparse.Namespace) -> _Request:
@@ -130,6 +146,7 @@ def _check(arguments: argparse.Namespace) -> _Request:
         uid=os.getuid() if arguments.uid is None else arguments.uid,
         gid=os.getgid() if arguments.gid is None else arguments.gid,
         umask=arguments.umask,
+        lock_policy=LockPolicy(max_time_s=arguments.max_time, idle_timeout_s=arguments.idle_timeout),
         kernel_options=tuple(arguments.kernel_options),
     )
     check_mountpoint(options.mountpoint)
@@ -142,16 +159,21 @@ def _check(arguments: argparse.Namespace) -> _Request:
 
 
 def _unlock_and_serve(request: _Request, ready: Callable[[Volume], None]) -> int:
-    volume = _unlock(request)
+    volume, header_name = _unlock(request)
+    options = request.options
+    if request.arguments.lock_on_header_removal and header_name is not None:
+        # the daemon leaves the working directory; links stay links, for udev takes them away with their device
+        path = os.path.abspath(header_name)  # noqa: PTH100
+        options = replace(options, lock_policy=replace(options.lock_policy, header=path))
     try:
         _close_given(request)
         if not lock_process_memory():
             log.debug("only the keys are locked in memory, not the ciphers' key schedules")
         serve(
             volume,
-            request.options,
+            options,
             lambda: ready(volume),
-            serving=lambda: _tell_manager(volume, request.options),
+            serving=lambda: _tell_manager(volume, options),
             end_on_hangup=request.arguments.foreground and sys.stdin.isatty(),  # a service has no terminal to lose
         )
     finally:
@@ -175,8 +197,8 @@ def _go_to_background(ready: Callable[[], None]) -> None:
     logs.to_syslog()
 
 
-def _unlock(request: _Request) -> Volume:
-    """Return the volume that the first working header opens; say what was wrong with the others."""
+def _unlock(request: _Request) -> tuple[Volume, str | None]:
+    """Return the volume that the first working header opens, and that header; say what was wrong with the others."""
     arguments = request.arguments
 
     def read(name: str | None) -> tuple[str | None, Header]:
@@ -185,6 +207,8 @@ def _unlock(request: _Request) -> Volume:
     def lock(named: tuple[str | None, Header]) -> LockedVolume:
         return lock_volume(payload, named[1], header_name=named[0], window=Window(arguments.offset, arguments.size))
 
+    if arguments.header_timeout is not None:
+        wait_for_any(arguments.header or [arguments.payload], arguments.header_timeout)
     headers = _usable(read, arguments.header or [None])
     payload = FilePayload.open(
         arguments.payload, read_only=arguments.read_only, write_through=arguments.cache == "writethrough"
@@ -213,12 +237,12 @@ def _usable(work: Callable[[T], R], candidates: Iterable[T]) -> list[R]:
     return results
 
 
-def _try_secrets(candidates: list[LockedVolume], request: _Request) -> Volume:
+def _try_secrets(candidates: list[LockedVolume], request: _Request) -> tuple[Volume, str | None]:
     """Ask until a secret opens one of the candidates, or as often as allowed. Keys that tokens name are tried first."""
     if not request.secrets.named:
-        volume = _try_tokens(candidates, request)
-        if volume is not None:
-            return volume
+        opened = _try_tokens(candidates, request)
+        if opened is not None:
+            return opened
     tries = max(1, request.secrets.tries) if request.secrets.interactive else 1
     while True:
         tries -= 1
@@ -231,7 +255,7 @@ def _try_secrets(candidates: list[LockedVolume], request: _Request) -> Volume:
             log.warning("%s", error)
 
 
-def _try_tokens(candidates: list[LockedVolume], request: _Request) -> Volume | None:
+def _try_tokens(candidates: list[LockedVolume], request: _Request) -> tuple[Volume, str | None] | None:
     """Return the volume that a key in the kernel's keyring opens, if a token of the header names one."""
     wanted = request.arguments.key_slot
     for locked in candidates:
@@ -239,20 +263,22 @@ def _try_tokens(candidates: list[LockedVolume], request: _Request) -> Volume | N
             with secret:
                 for keyslot in (number for number in keyslots if wanted in (None, number)):
                     try:
-                        return locked.unlock(secret, keyslot, kdf_limits(request.arguments))
+                        volume = locked.unlock(secret, keyslot, kdf_limits(request.arguments))
                     except LukshdrfsError as error:
                         log.info("keyslot %d, with its token's key: %s", keyslot, error)
+                    else:
+                        return volume, locked.header_name
     return None
 
 
-def _open_any(candidates: list[LockedVolume], secret: SecretBytes, request: _Request) -> Volume:
+def _open_any(candidates: list[LockedVolume], secret: SecretBytes, request: _Request) -> tuple[Volume, str | None]:
     problems: list[LukshdrfsError] = []
     for locked in candidates:
         try:
             limits = kdf_limits(request.arguments)
             if request.secrets.volume_key_file is not None:
-                return locked.unlock_with_volume_key(secret, limits)
-            return locked.unlock(secret, request.arguments.key_slot, limits)
+                return locked.unlock_with_volume_key(secret, limits), locked.header_name
+            return locked.unlock(secret, request.arguments.key_slot, limits), locked.header_name
         except LukshdrfsError as error:
             problems.append(type(error)(f"{request.arguments.payload}: {error}"))
     raise next((problem for problem in problems if isinstance(problem, WrongKey)), problems[-1])

@@ -11,7 +11,7 @@ import argparse
 import re
 from collections.abc import Callable
 
-from lukshdrfs.cli.arguments import identifier, number, size
+from lukshdrfs.cli.arguments import identifier, number, seconds, size
 from lukshdrfs.errors import UsageError
 
 
@@ -29,12 +29,15 @@ VALUES: dict[str, tuple[str, Callable[[str], object]]] = {
     "gid": ("gid", identifier),
     "header": ("header", str),
     "header-sha256": ("header_sha256", str),
+    "header-timeout": ("header_timeout", seconds),
     "header-uuid": ("header_uuid", str),
+    "idle-timeout": ("idle_timeout", seconds),
     "key-description": ("key_description", str),
     "key-slot": ("key_slot", number),
     "keyfile": ("key_file", str),
     "keyfile-offset": ("keyfile_offset", number),
     "keyfile-size": ("keyfile_size", number),
+    "max-time": ("max_time", seconds),
     "name": ("name", str),
     "offset": ("offset", size),
     "passphrase-file": ("passphrase_file", str),
@@ -68,6 +71,7 @@ FLAGS = {
     "readonly": ("read_only", True),
     "rw": ("read_only", False),
     "growable": ("growable", True),
+    "lock-on-header-removal": ("lock_on_header_removal", True),
 }
 """Our own options without a value: the argument that they set, and what to."""
 

@@ -3,12 +3,15 @@
 from lukshdrfs.fuse.background import run_in_background
 from lukshdrfs.fuse.daemon import check_fuse, check_mountpoint, serve
 from lukshdrfs.fuse.holders import describe_holders, holders
+from lukshdrfs.fuse.lock import LOCK_SIGNAL
 from lukshdrfs.fuse.mounts import FILE_SYSTEM_TYPE, Mount, detach, find_mount, mount_table
-from lukshdrfs.fuse.options import DataPath, MountOptions
+from lukshdrfs.fuse.options import DataPath, LockPolicy, MountOptions
 
 __all__ = [
     "FILE_SYSTEM_TYPE",
+    "LOCK_SIGNAL",
     "DataPath",
+    "LockPolicy",
     "Mount",
     "MountOptions",
     "check_fuse",

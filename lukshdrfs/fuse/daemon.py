@@ -24,6 +24,7 @@ from lukshdrfs.errors import DeviceError, InUse, LukshdrfsError
 from lukshdrfs.fuse.filesystem import ImageFileSystem
 from lukshdrfs.fuse.holders import describe_holders
 from lukshdrfs.fuse.lane import FastLane, fuse_descriptors
+from lukshdrfs.fuse.lock import lock_when_due
 from lukshdrfs.fuse.mounts import Mount, detach, find_mount
 from lukshdrfs.fuse.options import MountOptions
 from lukshdrfs.volume import Volume
@@ -120,12 +121,14 @@ def serve(
             lane = _fast_lane(volume, options, fuse_descriptors() - others)
             if lane:
                 file_system.serve_by_lane(lane)
-            trio.run(_serve_until_unmounted, _Serving(file_system, mounted, lane, serving), ready, signals)
+            trio.run(
+                _serve_until_unmounted, _Serving(volume, options, file_system, mounted, lane, serving), ready, signals
+            )
         finally:
             if lane:
                 lane.stop()
             pyfuse3.close(unmount=_is_there(mounted))
-            if not volume.read_only:
+            if not volume.read_only and not file_system.locked:
                 volume.flush()
     finally:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
@@ -135,6 +138,8 @@ def serve(
 class _Serving:
     """What is being served."""
 
+    volume: Volume
+    options: MountOptions
     file_system: ImageFileSystem
     mounted: Mount | None
     lane: FastLane | None
@@ -210,6 +215,9 @@ async def _serve_until_unmounted(serving: _Serving, ready: Callable[[], None], s
         await nursery.start(_end_on_signals, serving.mounted, signals)
         nursery.start_soon(_raise_readahead, serving)
         nursery.start_soon(_tell_serving, serving)
+        nursery.start_soon(
+            lock_when_due, serving.volume, serving.file_system, serving.mounted, serving.options.lock_policy
+        )
         if serving.lane:
             nursery.start_soon(_end_with_lane, serving.lane)
         ready()

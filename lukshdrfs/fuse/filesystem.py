@@ -104,6 +104,9 @@ class ImageFileSystem(pyfuse3.Operations):
         }
 
         self._resizing = trio.Lock()
+        self._locked = False
+        self._in_flight = 0
+        self._requests = 0
         self._lane: FastLane | None = None
         self.show_property("data_path", "python")
 
@@ -121,11 +124,55 @@ class ImageFileSystem(pyfuse3.Operations):
         self.initialised.set()
 
     async def _in_thread(self, work: Callable[..., T], *args: object) -> T:
-        return await trio.to_thread.run_sync(work, *args, limiter=self._limiter)
+        """Do something with the payload or a cipher. Raises FUSEError with EIO once the mount is locked."""
+        if self._locked:
+            await trio.lowlevel.checkpoint()
+            raise pyfuse3.FUSEError(errno.EIO)
+        self._in_flight += 1
+        self._requests += 1
+        try:
+            return await trio.to_thread.run_sync(work, *args, limiter=self._limiter)
+        finally:
+            self._in_flight -= 1
+
+    @property
+    def locked(self) -> bool:
+        """Whether nothing is served any more."""
+        return self._locked
+
+    @property
+    def requests(self) -> int:
+        """How many requests there have been for the payload so far."""
+        return self._requests + (self._lane.requests if self._lane else 0)
+
+    async def lock(self, patience_s: float) -> bool:
+        """
+        Answer all data requests with EIO from now on; return whether nothing uses the volume any more.
+
+        What was begun is answered first; a payload that takes longer than `patience_s` makes it False. Whatever the
+        kernel has cached of the image is dropped.
+        """
+        self._locked = True
+        self.show_property("state", "locked")
+        drained = True
+        if self._lane:
+            drained = await trio.to_thread.run_sync(self._lane.lock, int(patience_s * 1000))
+        with trio.move_on_after(patience_s):
+            while self._in_flight:  # noqa: ASYNC110 - rarely, and not for long
+                await trio.sleep(0.005)
+        # in a thread: pages that a program has mapped and changed are written first, to us, who refuse them
+        await trio.to_thread.run_sync(self._forget_cached)
+        return drained and not self._in_flight
+
+    def _forget_cached(self) -> None:
+        try:
+            pyfuse3.invalidate_inode(self._image)
+        except OSError as error:
+            log.debug("the kernel has nothing to forget: %s", error)
 
     async def _attributes(self, inode: int) -> pyfuse3.EntryAttributes:
         """Return what stat(2) shows of the directory or of the image."""
-        if inode == self._image:
+        if inode == self._image and not self._locked:
             await self._ask_modified()
         else:
             await trio.lowlevel.checkpoint()

@@ -110,6 +110,7 @@ struct worker {
     int started;
     uint8_t *buffer;
     struct request request;
+    int wiped; /* under the lane's mutex */
     uint64_t fallocating; /* unique of the FALLOCATE that it serves, under the lane's mutex */
     atomic_int interrupted;
 };
@@ -128,6 +129,7 @@ struct lane {
 
     pthread_mutex_t mutex; /* for all that follows, up to the threads */
     unsigned serving;      /* data requests under way, workers at most; nobody waits while there are fewer */
+    unsigned wiped; /* threads whose buffers hold no plaintext any more, as the lane is locked */
     struct waiting *first_waiting, *last_waiting;
     struct opening *openings;
     uint64_t init_unique;
@@ -148,7 +150,8 @@ struct lane {
     pthread_cond_t called;
     int ended; /* there are no more requests */
 
-    atomic_int stopping;
+    atomic_int stopping, locked;
+    _Atomic uint64_t requests; /* data requests so far */
     atomic_uint vain_looks;
     pthread_t answers, watcher;
     int answers_started, watcher_started;
@@ -247,8 +250,18 @@ static void *watch(void *argument) {
     return NULL;
 }
 
+/* Under the mutex: once the lane is locked, nothing of what the thread has served stays in its buffer. */
+static void wipe_if_locked(struct worker *worker) {
+    if (!atomic_load(&worker->lane->locked) || worker->wiped)
+        return;
+    explicit_bzero(worker->buffer, BUFFER_SIZE);
+    worker->wiped = 1;
+    worker->lane->wiped++;
+}
+
 /* Returns when it is this thread's turn to read; 0 if there is nothing to read any more. */
-static int become_reader(struct lane *lane) {
+static int become_reader(struct worker *worker) {
+    struct lane *lane = worker->lane;
     pthread_mutex_lock(&lane->mutex);
     int wanted = 0;
     if (lane->readers && lane->readers < lane->processors) {
@@ -258,8 +271,11 @@ static int become_reader(struct lane *lane) {
     }
     if (lane->readers && !wanted) {
         lane->parked++;
-        while (!lane->calls && !lane->ended)
+        wipe_if_locked(worker);
+        while (!lane->calls && !lane->ended) {
             pthread_cond_wait(&lane->called, &lane->mutex);
+            wipe_if_locked(worker);
+        }
         lane->parked--;
         lane->calls -= lane->calls > 0;
     }
@@ -625,6 +641,11 @@ static void interrupt(struct lane *lane, uint64_t unique) {
 }
 
 static void serve(struct worker *worker) {
+    if (atomic_load(&worker->lane->locked)) {
+        explicit_bzero(worker->buffer, BUFFER_SIZE); /* what was to be written */
+        answer(worker->lane, worker->request.header.unique, EIO, NULL, 0);
+        return;
+    }
     switch (worker->request.header.opcode) {
     case FUSE_READ:
         serve_read(worker);
@@ -864,6 +885,11 @@ static size_t read_request(struct worker *worker, int *at_once) {
     struct lane *lane = worker->lane;
     uint8_t *start = data_of(worker) - WRITE_HEAD;
     while (!atomic_load(&lane->stopping)) {
+        if (atomic_load(&lane->locked)) {
+            pthread_mutex_lock(&lane->mutex);
+            wipe_if_locked(worker);
+            pthread_mutex_unlock(&lane->mutex);
+        }
         *at_once = look_out(lane);
         ssize_t size = read(lane->config.device, start, WRITE_HEAD + LARGEST_REQUEST);
         if (size >= (ssize_t)sizeof(struct fuse_in_header)) {
@@ -887,6 +913,7 @@ static void dispatch(struct worker *worker, size_t size) {
     case FUSE_WRITE:
     case FUSE_FSYNC:
     case FUSE_FALLOCATE:
+        atomic_fetch_add_explicit(&worker->lane->requests, 1, memory_order_relaxed);
         if (begin(worker))
             do
                 serve(worker);
@@ -907,12 +934,13 @@ static void *work(void *argument) {
     int at_once;
     pthread_mutex_lock(&lane->mutex); /* held until all threads are there */
     pthread_mutex_unlock(&lane->mutex);
-    while (become_reader(lane) && (size = read_request(worker, &at_once))) {
+    while (become_reader(worker) && (size = read_request(worker, &at_once))) {
         stop_reading(lane, at_once);
         dispatch(worker, size);
     }
     end_reading(lane);
     pthread_mutex_lock(&lane->mutex);
+    wipe_if_locked(worker);
     if (--lane->running == 0)
         shutdown(lane->config.events, SHUT_WR);
     pthread_mutex_unlock(&lane->mutex);
@@ -1016,6 +1044,33 @@ static struct lane *lane_new(const struct lane_config *config) {
 }
 
 void lane_set_size(struct lane *lane, uint64_t size) { atomic_store(&lane->size, size); }
+
+uint64_t lane_requests(const struct lane *lane) { return atomic_load(&lane->requests); }
+
+static int64_t now_ms(void) {
+    struct timespec now;
+    clock_gettime(CLOCK_MONOTONIC, &now);
+    return (int64_t)now.tv_sec * 1000 + now.tv_nsec / 1000000;
+}
+
+int lane_lock(struct lane *lane, unsigned patience_ms) {
+    const struct timespec moment = {.tv_nsec = 2000000};
+    int64_t until = now_ms() + patience_ms;
+    atomic_store(&lane->locked, 1);
+    for (;;) {
+        pthread_mutex_lock(&lane->mutex);
+        int done = lane->serving == 0 && lane->wiped == lane->thread_count;
+        pthread_cond_broadcast(&lane->called); /* parked threads wipe their buffers */
+        pthread_mutex_unlock(&lane->mutex);
+        if (done || now_ms() > until)
+            return done;
+        for (size_t i = 0; i < lane->thread_count; i++) {
+            atomic_store(&lane->workers[i].interrupted, 1); /* a FALLOCATE ends early */
+            pthread_kill(lane->workers[i].thread, STOP_SIGNAL); /* and so does a wait for the next request */
+        }
+        nanosleep(&moment, NULL);
+    }
+}
 
 struct lane *lane_start(const struct lane_config *config, int *error) {
     struct lane *lane = lane_new(config);

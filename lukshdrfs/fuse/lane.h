@@ -57,6 +57,13 @@ struct lane *lane_start(const struct lane_config *config, int *error);
 /* Says where the volume ends now: the last extent became longer or shorter. The payload must reach that far. */
 void lane_set_size(struct lane *lane, uint64_t size);
 
+/* From now on all data requests are answered with EIO. Returns 1 when those that were begun are answered and what was in
+ * the buffers is wiped: nothing uses ciphers and payload any more. 0 if that takes longer than so many milliseconds. */
+int lane_lock(struct lane *lane, unsigned patience_ms);
+
+/* How many data requests there have been so far. */
+uint64_t lane_requests(const struct lane *lane);
+
 /* Returns when every request that was begun is answered and all threads have ended, whether the file system is still
  * mounted or not; frees the lane. All descriptors stay the caller's. */
 void lane_stop(struct lane *lane);

@@ -134,6 +134,19 @@ class FastLane:
         if self._lane != ffi.NULL:
             lib.lane_set_size(self._lane, size)
 
+    @property
+    def requests(self) -> int:
+        """How many reads, writes and syncs there have been so far."""
+        return int(lib.lane_requests(self._lane)) if self._lane != ffi.NULL else 0
+
+    def lock(self, patience_ms: int) -> bool:
+        """
+        Answer all data requests with EIO from now on; return whether nothing uses ciphers and payload any more.
+
+        Blocks until then, or for so many milliseconds. The threads' buffers are wiped.
+        """
+        return self._lane == ffi.NULL or bool(lib.lane_lock(self._lane, patience_ms))
+
     async def wait_ended(self) -> None:
         """Return when the kernel has no more requests, for the file system is unmounted; log errors until then."""
         events = trio.socket.from_stdlib_socket(self._events)

@@ -11,6 +11,18 @@ DataPath = Literal["auto", "native", "python"]
 
 
 @dataclass(frozen=True, slots=True)
+class LockPolicy:
+    """When a mount is locked by itself: the image stops serving, the key is wiped, the mount goes."""
+
+    header: str | None = None
+    """When this header is no longer there."""
+    max_time_s: float | None = None
+    """After so many seconds."""
+    idle_timeout_s: float | None = None
+    """After so many seconds without a read, write or sync."""
+
+
+@dataclass(frozen=True, slots=True)
 class MountOptions:
     """Everything about a mount that is not about the volume."""
 
@@ -31,6 +43,7 @@ class MountOptions:
     uid: int = field(default_factory=os.getuid)
     gid: int = field(default_factory=os.getgid)
     umask: int = 0o077
+    lock_policy: LockPolicy = field(default_factory=LockPolicy)
     kernel_options: tuple[str, ...] = ()
     """Passed to the kernel as they are: `allow_other`, …"""
 

@@ -10,6 +10,7 @@ from lukshdrfs.volume.header_file import (
     sync_descriptor,
     write_all,
 )
+from lukshdrfs.volume.header_presence import HeaderPresence
 from lukshdrfs.volume.header_repair import repair_header
 from lukshdrfs.volume.header_source import HeaderPin, read_header, source_descriptor
 from lukshdrfs.volume.opening import LockedVolume, Window, check_usable, lock_volume, open_volume
@@ -22,6 +23,7 @@ __all__ = [
     "Extent",
     "HeaderFile",
     "HeaderPin",
+    "HeaderPresence",
     "LockedVolume",
     "Volume",
     "Window",

@@ -48,6 +48,9 @@ class _Placed:
 class LockedVolume:
     """A header and the payload it fits, before the key is there. Until it is, the payload is the caller's to close."""
 
+    header_name: str | None = None
+    """Where the detached header came from; None if it is attached, or was made here."""
+
     def __init__(self, header: Header, payload: Payload, *, detached: bool, window: Window | None = None) -> None:
         """
         Check that the header can be used, and that it fits the payload.
@@ -278,9 +281,11 @@ def lock_volume(
     if header_name is not None and _is_file(header_name, payload) and overlaps_header(header):
         raise UsageError(f"header and payload are the same file: {header_name}")
     try:
-        return LockedVolume(header, payload, detached=header_name is not None, window=window)
+        locked = LockedVolume(header, payload, detached=header_name is not None, window=window)
     except DeviceError as error:
         raise DeviceError(f"payload {payload.name}: {error}") from None
+    locked.header_name = header_name
+    return locked
 
 
 def _is_file(name: str, payload: FilePayload) -> bool:

@@ -143,7 +143,7 @@ def test_systemd_takes_the_units(tmp_path: Path) -> None:
         text = unit.read_text().replace("/usr/local/bin/lukshdrfs", str(LUKSHDRFS))
         name = unit.name.replace("@.", "@example.")
         (installed / name).write_text(text)
-    assert len(list(installed.iterdir())) == 3
+    assert len(list(installed.iterdir())) == 4
     done = subprocess.run(
         [program("systemd-analyze"), "verify", "--man=no", *sorted(installed.iterdir())],
         capture_output=True, text=True, check=False,

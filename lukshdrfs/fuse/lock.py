@@ -1,0 +1,109 @@
+"""
+Locking a mount: the image stops serving, what is cached is dropped, the key is wiped, the mount goes.
+
+It happens on SIGUSR1 (`lukshdrfs lock`), or by itself when the policy says so. Everything that was written and is
+acknowledged is flushed. Who still has the image open gets EIO for everything until it closes it; only then does the
+daemon end.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import signal
+from collections.abc import Callable
+
+import trio
+
+from lukshdrfs.errors import DeviceError, LukshdrfsError
+from lukshdrfs.fuse.filesystem import ImageFileSystem
+from lukshdrfs.fuse.mounts import Mount, detach, find_mount
+from lukshdrfs.fuse.options import LockPolicy
+from lukshdrfs.volume import HeaderPresence, Volume
+
+log = logging.getLogger(__name__)
+
+LOCK_SIGNAL = signal.SIGUSR1
+PATIENCE_S = 5.0
+"""How long requests that were begun may take. After that, the process ends at once, and its memory with it."""
+_LOOKS_PER_TIMEOUT = 20
+
+
+async def lock_when_due(
+    volume: Volume, file_system: ImageFileSystem, mounted: Mount | None, policy: LockPolicy
+) -> None:
+    """Wait for a reason to lock, and lock."""
+    await file_system.initialised.wait()
+    reason = await _reason_to_lock(policy, lambda: file_system.requests)
+    log.warning("locking: %s", reason)
+    drained = await file_system.lock(PATIENCE_S)
+    if not drained:
+        log.error("requests hang at the payload; the daemon ends at once")
+        os._exit(1)
+    try:
+        if not volume.read_only:
+            await trio.to_thread.run_sync(volume.flush)
+    except LukshdrfsError as error:
+        log.error("%s", error)  # noqa: TRY400 - an error of the storage, not of the program
+    volume.close()
+    log.info("the key is wiped")
+    await trio.to_thread.run_sync(_take_away, mounted)
+
+
+def _take_away(mounted: Mount | None) -> None:
+    if mounted is None or find_mount(mounted.mountpoint) != mounted:
+        return
+    try:
+        detach(mounted.mountpoint, lazy=True)
+    except LukshdrfsError as error:
+        log.warning("%s", error)
+
+
+async def _reason_to_lock(policy: LockPolicy, requests: Callable[[], int]) -> str:
+    """Return the first reason that comes."""
+    send, receive = trio.open_memory_channel[str](4)
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(_on_signal, send)
+        if policy.max_time_s is not None:
+            nursery.start_soon(_after, policy.max_time_s, send)
+        if policy.idle_timeout_s is not None:
+            nursery.start_soon(_when_idle, policy.idle_timeout_s, requests, send)
+        if policy.header is not None:
+            nursery.start_soon(_when_header_gone, policy.header, send)
+        reason = await receive.receive()
+        nursery.cancel_scope.cancel()
+    return reason
+
+
+async def _on_signal(reasons: trio.MemorySendChannel[str]) -> None:
+    with trio.open_signal_receiver(LOCK_SIGNAL) as received:
+        async for _ in received:
+            await reasons.send("asked to")
+
+
+async def _after(seconds: float, reasons: trio.MemorySendChannel[str]) -> None:
+    await trio.sleep(seconds)
+    await reasons.send(f"its time of {seconds:g} s is over")
+
+
+async def _when_idle(seconds: float, requests: Callable[[], int], reasons: trio.MemorySendChannel[str]) -> None:
+    last, since = requests(), trio.current_time()
+    while trio.current_time() - since < seconds:
+        await trio.sleep(seconds / _LOOKS_PER_TIMEOUT)
+        if (now := requests()) != last:
+            last, since = now, trio.current_time()
+    await reasons.send(f"not used for {seconds:g} s")
+
+
+async def _when_header_gone(header: str, reasons: trio.MemorySendChannel[str]) -> None:
+    try:
+        presence = HeaderPresence(header)
+    except DeviceError as error:
+        await reasons.send(str(error))
+        return
+    try:
+        gone = await trio.to_thread.run_sync(presence.wait_gone, abandon_on_cancel=True)
+    finally:
+        presence.cancel()
+    if gone:
+        await reasons.send(f"header {header} is gone")
