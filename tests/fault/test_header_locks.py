@@ -6,6 +6,7 @@ import contextlib
 import fcntl
 import os
 import subprocess
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -282,4 +283,26 @@ def test_keys_added_to_a_device_at_the_same_time(device: str, volume: LuksFiles)
         running = [stack.enter_context(started(LUKSHDRFS, *adding(volume, name, device))) for name in names]
         assert [process.wait(timeout=60) for process in running] == [0, 0, 0]
     assert all(opens(device, key) for key in (volume.key_file, *(key_file(volume, name) for name in names)))
+    assert not lock_file(device).exists()
+
+
+@pytest.mark.root
+@pytest.mark.needs("loop")
+def test_lock_file_that_is_removed_while_it_is_waited_for(device: str, impatient: None) -> None:
+    """Who has waited for a lock file that its owner then removed waits again: the next one would make another."""
+    descriptor = os.open(device, os.O_RDWR)
+    try:
+        with contextlib.ExitStack() as first, contextlib.ExitStack() as second:
+            first.enter_context(header_lock.header_lock(descriptor, device, exclusive=True))
+
+            def release_once(pause: float) -> None:
+                first.close()
+
+            with pytest.MonkeyPatch.context() as patch:
+                patch.setattr(time, "sleep", release_once)  # the second one has begun to wait
+                second.enter_context(header_lock.header_lock(descriptor, device, exclusive=True))
+            with pytest.raises(InUse), header_lock.header_lock(descriptor, device, exclusive=True):
+                pass
+    finally:
+        os.close(descriptor)
     assert not lock_file(device).exists()
