@@ -375,7 +375,7 @@ LONG = ["--pbkdf", "pbkdf2", "--pbkdf-force-iterations", str(1 << 29)]
 def interrupted(command: list[Argument], begun: Callable[[], object], number: signal.Signals) -> list[str]:
     """Run a command, send it a signal when it has begun, and return its lines; it ends at once, with exit code 1."""
     # what runs in the background may have inherited that it ignores SIGINT
-    hearing = [program("env"), "--default-signal=INT", LUKSHDRFS]
+    hearing: list[Argument] = [program("env"), "--default-signal=INT", LUKSHDRFS]
     with subprocess.Popen(
         [*hearing, *command], stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE
     ) as process:
