@@ -5,16 +5,18 @@ from __future__ import annotations
 import contextlib
 import fcntl
 import os
+import shutil
 import subprocess
 import time
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from support.cryptsetup import LUKS1_XTS, XTS_512, Format, LuksFiles, cryptsetup
+from support.cryptsetup import LUKS1_XTS, XTS_512, Format, LuksFiles, cryptsetup, make_header
 from support.devices import loop_device
 from support.files import digest
 from support.mounts import LUKSHDRFS, Argument, Mounted, lukshdrfs
+from support.terminal import Terminal
 from support.tools import program
 from support.volumes import MakeVolume
 from support.waiting import wait_until
@@ -236,6 +238,65 @@ def test_volume_that_is_being_mounted_waits(volume: LuksFiles) -> None:
             lock.close()
             assert process.wait(timeout=20) == 0
     assert lukshdrfs("unmount", mountpoint).returncode == 0
+
+
+# --- somebody at a prompt ---------------------------------------------------------------------------------------
+
+TYPED, OTHER = b"typed passphrase", b"another passphrase"
+
+
+@pytest.fixture
+def typed(volume: LuksFiles) -> LuksFiles:
+    """Return a volume whose passphrase can be typed."""
+    volume.key_file.write_bytes(TYPED)
+    volume.header.unlink()
+    make_header(volume, XTS_512)
+    return volume
+
+
+def editing(command: str, files: LuksFiles) -> list[Argument]:
+    return [LUKSHDRFS, "key", command, *(CHEAP if command != "remove" else ["--force"]), "--header", files.header]
+
+
+@pytest.mark.needs("setsid")
+@pytest.mark.parametrize("command", ["add", "change", "remove"])
+def test_prompt_does_not_lock_the_header(command: str, typed: LuksFiles, impatient: None) -> None:
+    """While somebody is asked for a passphrase, others read and edit the header; what they add stays there."""
+    with Terminal(*editing(command, typed)) as terminal:
+        terminal.prompt()
+        read_header(typed.header)
+        assert lukshdrfs(*adding(typed, "meanwhile")).returncode == 0
+        terminal.answer(TYPED)
+        if command != "remove":
+            terminal.prompt()
+            assert lukshdrfs(*adding(typed, "later")).returncode == 0
+            terminal.answer(OTHER)
+            terminal.answer(OTHER)
+        assert terminal.wait() == 0, terminal.shown
+    assert opens(typed.header, key_file(typed, "meanwhile"))
+    assert opens(typed.header, typed.key_file) is (command == "add")
+    if command != "remove":
+        assert opens(typed.header, key_file(typed, "later"))
+        typed.key_file.write_bytes(OTHER)
+        assert opens(typed.header, typed.key_file)
+
+
+@pytest.mark.needs("setsid")
+@pytest.mark.parametrize("command", ["add", "change"])
+def test_keyslot_that_is_changed_during_a_prompt(command: str, typed: LuksFiles, tmp_path: Path) -> None:
+    """What was unlocked must still be there when the new passphrase has been typed; else nothing is changed."""
+    other = tmp_path / "other.img"
+    cryptsetup("luksFormat", *XTS_512.options, "--key-file", typed.key_file, "--header", other, typed.payload)
+    with Terminal(*editing(command, typed)) as terminal:
+        terminal.answer(TYPED)
+        terminal.prompt()
+        shutil.copyfile(other, typed.header)
+        before = digest(typed.header)
+        terminal.answer(OTHER)
+        terminal.answer(OTHER)
+        assert terminal.wait() == 5, terminal.shown
+    assert b"meanwhile" in terminal.shown
+    assert digest(typed.header) == before
 
 
 # --- block devices ----------------------------------------------------------------------------------------------

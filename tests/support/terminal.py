@@ -54,16 +54,20 @@ class Terminal:
         self.read()
         return len(self.shown) > self._answered and not self.echoes
 
+    def prompt(self) -> None:
+        """Wait for a prompt."""
+        wait_until(self.prompted, "it asks for a passphrase without echo")
+
     def answer(self, line: bytes) -> None:
         """Wait for a prompt and type a line."""
-        wait_until(self.prompted, "it asks for a passphrase without echo")
+        self.prompt()
         # the end of this line will be shown, and then the next prompt
         self._answered = len(self.shown) + len(b"\r\n")
         os.write(self._master, line + b"\n")
 
     def interrupt(self) -> None:
         """Wait for a prompt and type Control-C."""
-        wait_until(self.prompted, "it asks for a passphrase without echo")
+        self.prompt()
         with contextlib.suppress(OSError):
             os.write(self._master, b"\x03")
 
