@@ -10,7 +10,6 @@ from __future__ import annotations
 import dataclasses
 import functools
 import hashlib
-import os
 import random
 import shutil
 import subprocess
@@ -43,7 +42,7 @@ LUKS1 = Format("luks1", "aes-xts-plain64", 256)
 LUKS2 = Format("luks2", "aes-xts-plain64", 256)
 CHEAP = ["--pbkdf", "pbkdf2", "--pbkdf-force-iterations", "1000"]
 
-ON_DISK = 2
+ON_DISK = 1
 """So many states of each recording, and its last but one, are tried with cryptsetup, and by our reader of files."""
 
 SLOTS = 8
@@ -351,15 +350,10 @@ def _no_secondary(data: bytearray) -> None:
     data[COPY + 4096 + 20] ^= 1
 
 
-def _no_secondary_magic(data: bytearray) -> None:
-    data[COPY : COPY + 512] = os.urandom(512)
-
-
 BEFORE: dict[str, Callable[[bytearray], None]] = {
     "sound": _sound,
     "primary damaged": _no_primary,
     "secondary damaged": _no_secondary,
-    "secondary gone": _no_secondary_magic,
 }
 
 

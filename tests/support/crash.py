@@ -248,7 +248,7 @@ class Recording:
     moments: tuple[Moment, ...]
     """Just before each sync, and at the end: what is under way then is all that was at any moment since the last."""
 
-    def states(self, *, steps: int = 6) -> list[Files]:
+    def states(self, *, steps: int = 4) -> list[Files]:
         """Return what a power cut could leave, in the order in which it could, each state once."""
         found: dict[tuple[tuple[str, bytes], ...], Files] = {}
         for moment in self.moments:
