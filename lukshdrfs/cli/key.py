@@ -23,11 +23,18 @@ from lukshdrfs.cli.arguments import (
 )
 from lukshdrfs.cli.description import PRIORITIES, describe_keyslots
 from lukshdrfs.cli.secrets import new_secret
-from lukshdrfs.cli.unlocking import editable_header, readable_header, unlocked
+from lukshdrfs.cli.unlocking import editable_header, header_to_edit, readable_header, unlocked
 from lukshdrfs.errors import UsageError
 from lukshdrfs.luks import Header
 from lukshdrfs.luks.edit import NewKeyslot
-from lukshdrfs.luks.keyslots import add_keyslot, change_keyslot, new_keyslot, remove_keyslot, set_priority
+from lukshdrfs.luks.keyslots import (
+    add_keyslot,
+    change_keyslot,
+    check_unchanged,
+    new_keyslot,
+    remove_keyslot,
+    set_priority,
+)
 
 _PRIORITY_HELP = f"when it is tried: {', '.join(PRIORITIES)} (luks2)"
 
@@ -95,13 +102,15 @@ def _add_parser_of_remove(commands: Subparsers) -> None:
 def _add(arguments: argparse.Namespace) -> int:
     priority = _priority(arguments.priority)
     source = new_secret_source(arguments)
-    with editable_header(arguments) as file, unlocked(file.header, arguments) as key:
-        slot = _new_keyslot(arguments, file.header, len(key.volume_key), priority)
-        with new_secret(source, "New passphrase: ") as secret:
+    header = header_to_edit(arguments)
+    with unlocked(header, arguments) as key:
+        slot = _new_keyslot(arguments, header, len(key.volume_key), priority)
+        with new_secret(source, "New passphrase: ") as secret, editable_header(arguments, warn=False) as file:
+            check_unchanged(file.header, header, key.digest)
             chosen, edit = add_keyslot(
                 file.header, key.volume_key, secret, slot, digest=key.digest, number=arguments.new_key_slot
             )
-        file.apply(edit)
+            file.apply(edit)
     _say(f"keyslot {chosen} added")
     return 0
 
@@ -115,12 +124,14 @@ def _change(arguments: argparse.Namespace) -> int:
     if arguments.volume_key_file is not None and arguments.key_slot is None:
         raise UsageError("the volume key is no keyslot's alone; name the keyslot to change with --key-slot")
     source = new_secret_source(arguments)
-    with editable_header(arguments) as file, unlocked(file.header, arguments) as key:
+    header = header_to_edit(arguments)
+    with unlocked(header, arguments) as key:
         changed = arguments.key_slot if key.keyslot is None else key.keyslot
-        slot = _new_keyslot(arguments, file.header, len(key.volume_key), priority)
-        with new_secret(source, f"New passphrase for keyslot {changed}: ") as secret:
-            edit = change_keyslot(file.header, changed, key.volume_key, secret, slot)
-        file.apply(edit)
+        slot = _new_keyslot(arguments, header, len(key.volume_key), priority)
+        prompt = f"New passphrase for keyslot {changed}: "
+        with new_secret(source, prompt) as secret, editable_header(arguments, warn=False) as file:
+            check_unchanged(file.header, header, key.digest, changed)
+            file.apply(change_keyslot(file.header, changed, key.volume_key, secret, slot))
     _say(f"keyslot {changed} changed")
     return 0
 
@@ -140,13 +151,13 @@ def _names_a_secret(arguments: argparse.Namespace, *more: str) -> bool:
 def _remove(arguments: argparse.Namespace) -> int:
     if arguments.volume_key_file is not None:
         raise UsageError("the volume key is no keyslot's alone; name the keyslot to remove with --key-slot")
-    with editable_header(arguments) as file:
-        if arguments.key_slot is not None and not _names_a_secret(arguments):
-            removed = arguments.key_slot
-        else:
-            with unlocked(file.header, arguments) as key:
-                assert key.keyslot is not None
-                removed = key.keyslot
+    header, removed, digest = header_to_edit(arguments), arguments.key_slot, None
+    if removed is None or _names_a_secret(arguments):
+        with unlocked(header, arguments) as key:
+            removed, digest = key.keyslot, key.digest
+    with editable_header(arguments, warn=False) as file:
+        if digest is not None:
+            check_unchanged(file.header, header, digest, removed)
         edit = remove_keyslot(file.header, removed)
         left = {slot.id for slot in file.header.keyslots if _opens(file.header, slot.id)} - {removed}
         if not left and not arguments.force:

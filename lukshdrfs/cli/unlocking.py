@@ -27,10 +27,16 @@ def header_name(arguments: argparse.Namespace) -> str:
 
 
 @contextmanager
-def editable_header(arguments: argparse.Namespace) -> Iterator[HeaderFile]:
-    """Open the header for editing."""
-    with open_header(header_name(arguments), pin(arguments)) as header:
+def editable_header(arguments: argparse.Namespace, *, warn: bool = True) -> Iterator[HeaderFile]:
+    """Open the header for editing. Ask nobody for a secret meanwhile: all others are kept from it."""
+    with open_header(header_name(arguments), pin(arguments), warn=warn) as header:
         yield header
+
+
+def header_to_edit(arguments: argparse.Namespace) -> Header:
+    """Read the header, after making sure that it can be edited: a passphrase is not asked for in vain."""
+    with editable_header(arguments) as file:
+        return file.header
 
 
 def readable_header(arguments: argparse.Namespace) -> Header:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from lukshdrfs.cipher import CipherSpec
-from lukshdrfs.errors import UnsupportedFeature, UsageError
+from lukshdrfs.errors import InUse, UnsupportedFeature, UsageError
 from lukshdrfs.luks import luks1_edit, luks2_edit
 from lukshdrfs.luks.edit import HeaderEdit, NewKeyslot
 from lukshdrfs.luks.kdf_cost import KdfWish, choose_kdf
@@ -21,6 +23,27 @@ def volume_digest(header: Header) -> Digest:
         if digest is not None:
             return digest
     raise UnsupportedFeature("no segment of the header is encrypted; it has no volume key")
+
+
+def check_unchanged(now: Header, before: Header, digest: int, keyslot: int | None = None) -> None:
+    """Raise InUse unless a header still has the digest, and the keyslot, that it had when a key was unlocked."""
+    same = now.version == before.version and _digest(now, digest) == _digest(before, digest)
+    if keyslot is not None:
+        same = same and now.keyslot(keyslot) == before.keyslot(keyslot)
+        same = same and _material(now, keyslot) == _material(before, keyslot)
+    if not same:
+        raise InUse("another program has changed the header meanwhile; nothing was changed now, try again")
+
+
+def _digest(header: Header, number: int) -> Digest | None:
+    """Return a digest, whatever keyslots it has."""
+    found = next((digest for digest in header.digests if digest.id == number), None)
+    return None if found is None else replace(found, keyslots=frozenset())
+
+
+def _material(header: Header, keyslot: int) -> bytes:
+    slot = header.keyslot(keyslot)
+    return b"" if slot is None else header.area[slot.area.offset : slot.area.offset + slot.area.size]
 
 
 def new_keyslot(

@@ -96,15 +96,17 @@ class HeaderFile:
 
 
 @contextmanager
-def open_header(name: str, pin: HeaderPin | None = None, *, overwritten: bool = False) -> Iterator[HeaderFile]:
+def open_header(
+    name: str, pin: HeaderPin | None = None, *, overwritten: bool = False, warn: bool = True
+) -> Iterator[HeaderFile]:
     """
     Open a header for editing and keep every other program from it: cryptsetup's lock.
 
     Raises DeviceError if it cannot be opened for writing, InUse if it is locked, HeaderError if it is not valid or
-    not the pinned one. `overwritten` as in `parse_from`.
+    not the pinned one. `overwritten` and `warn` as in `parse_from`.
     """
     with locked_for_writing(name) as descriptor:
-        yield HeaderFile(descriptor, name, parse_from(descriptor, name, pin, overwritten=overwritten))
+        yield HeaderFile(descriptor, name, parse_from(descriptor, name, pin, overwritten=overwritten, warn=warn))
 
 
 @contextmanager

@@ -33,11 +33,11 @@ def header_lock(descriptor: int, name: str, *, exclusive: bool) -> Iterator[None
 
     A file system that has no locks, and a device whose lock we may not take, are read and edited without.
     """
-    status = os.fstat(descriptor)
-    lock_file = _device_lock_file(status.st_rdev) if stat.S_ISBLK(status.st_mode) else None
-    target = descriptor if lock_file is None else lock_file
+    status, operation = os.fstat(descriptor), fcntl.LOCK_EX if exclusive else fcntl.LOCK_SH
+    lock_file = _locked_device_file(status.st_rdev, name, operation) if stat.S_ISBLK(status.st_mode) else None
+    if lock_file is None:
+        _wait_for(descriptor, name, operation)
     try:
-        _wait_for(target, name, fcntl.LOCK_EX if exclusive else fcntl.LOCK_SH)
         yield
     finally:
         if lock_file is None:
@@ -45,6 +45,31 @@ def header_lock(descriptor: int, name: str, *, exclusive: bool) -> Iterator[None
         else:
             _remove(lock_file, status.st_rdev)
             os.close(lock_file)
+
+
+def _locked_device_file(device: int, name: str, operation: int) -> int | None:
+    """
+    Return a descriptor of a device's lock file, locked; None where it cannot be had.
+
+    The one that we have waited for may have been removed by its owner: then it keeps nobody out who comes after us.
+    """
+    while (lock_file := _device_lock_file(device)) is not None:
+        try:
+            _wait_for(lock_file, name, operation)
+            if _is_lock_file(lock_file, device):
+                return lock_file
+        except BaseException:
+            os.close(lock_file)
+            raise
+        os.close(lock_file)
+    return None
+
+
+def _is_lock_file(descriptor: int, device: int) -> bool:
+    try:
+        return os.path.samestat(os.fstat(descriptor), _device_lock_path(device).stat())
+    except OSError:
+        return False
 
 
 def _wait_for(descriptor: int, name: str, operation: int) -> None:
@@ -87,10 +112,9 @@ def _device_lock_file(device: int) -> int | None:
 
 def _remove(lock_file: int, device: int) -> None:
     """Remove a device's lock file if nobody else has it locked, as cryptsetup does."""
-    path = _device_lock_path(device)
     try:
         fcntl.flock(lock_file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        if os.path.samestat(os.fstat(lock_file), path.stat()):
-            path.unlink()
+        if _is_lock_file(lock_file, device):
+            _device_lock_path(device).unlink()
     except OSError as error:
         log.debug("the device's lock file stays: %s", error)

@@ -27,9 +27,9 @@ def fill_with_random(
     with (
         SecretBytes.random(64) as key,
         SectorCipher(CipherSpec.parse("aes-xts-plain64"), key, _SECTOR) as cipher,
-        mmap.mmap(-1, _STEP) as pages,
-        memoryview(pages) as buffer,
     ):
+        # never closed: a write that fails or is interrupted still has its part of it while the error goes up
+        buffer = memoryview(mmap.mmap(-1, _STEP))
         for number, done in enumerate(range(0, size, _STEP)):
             # what is in the buffer is encrypted again, under other sector numbers: no zeros are needed for it
             cipher.encrypt(buffer, done >> 9)

@@ -8,9 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import hashlib
 import os
-import stat
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
@@ -18,7 +16,17 @@ import pytest
 from support import luks2_edit
 from support.cryptsetup import LUKS1_XTS, LuksFiles
 from support.devices import loop_device
-from support.mounts import LUKSHDRFS, Argument, Mounted, fuse_mounts, fusermount, is_mounted, lukshdrfs
+from support.files import digest
+from support.mounts import (
+    LUKSHDRFS,
+    Argument,
+    Mounted,
+    fuse_mounts,
+    fusermount,
+    is_mounted,
+    lukshdrfs,
+    without_override,
+)
 from support.processes import daemons
 from support.tools import program, require
 from support.volumes import MIB, MakeVolume
@@ -89,12 +97,7 @@ def cut(path: Path, size: int) -> None:
 
 def without_privilege(attempt: Attempt) -> None:
     """Have the program run as an owner to whom a file's mode matters, which it does not to root."""
-    if os.geteuid() == 0:
-        require(["setpriv"])
-        attempt.command = [
-            program("setpriv"), "--bounding-set=-dac_override,-dac_read_search",
-            "--inh-caps=-dac_override,-dac_read_search", LUKSHDRFS,
-        ]  # fmt: skip
+    attempt.command = without_override()
 
 
 def in_namespace(attempt: Attempt, script: str) -> None:
@@ -346,19 +349,6 @@ cases(
         "negative number": option("--keyfile-size", "-1"),
     },
 )
-
-
-def digest(path: Path) -> str:
-    """Return what a file is and holds."""
-    try:
-        status = path.lstat()
-    except OSError as error:
-        return type(error).__name__
-    if not stat.S_ISREG(status.st_mode):
-        return str(stat.S_IFMT(status.st_mode))
-    if not os.access(path, os.R_OK):
-        return f"{status.st_size} {status.st_mtime_ns}"
-    return f"{status.st_size} {hashlib.sha256(path.read_bytes()).hexdigest()}"
 
 
 @pytest.fixture

@@ -5,14 +5,13 @@ from __future__ import annotations
 import errno
 import os
 import shutil
-import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 from support.cryptsetup import LuksFiles
+from support.devices import tmpfs
 from support.mounts import Mounted
-from support.tools import program
 from support.volumes import MIB
 
 pytestmark = [pytest.mark.root, pytest.mark.needs("fuse", "cryptsetup", "mount")]
@@ -26,10 +25,8 @@ def small_storage(tmp_path: Path) -> Iterator[Path]:
     """Return a file system that is full after `ROOM` bytes."""
     folder = tmp_path / "small"
     folder.mkdir()
-    options = f"size={ROOM}"
-    subprocess.run([program("mount"), "-t", "tmpfs", "-o", options, "tmpfs", folder], check=True)
-    yield folder
-    subprocess.run([program("umount"), folder], check=True)
+    with tmpfs(folder, ROOM):
+        yield folder
 
 
 @pytest.fixture

@@ -2,21 +2,17 @@
 
 from __future__ import annotations
 
-import contextlib
 import os
-import select
 import subprocess
-import termios
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Self
 
 import pytest
 from support.cryptsetup import XTS_512, LuksFiles, cryptsetup
 from support.mounts import LUKSHDRFS, Argument, Mounted, fusermount, is_mounted, lukshdrfs, read_attribute
 from support.processes import wait_gone
+from support.terminal import Terminal
 from support.tools import program
-from support.waiting import wait_until
 
 pytestmark = [pytest.mark.needs("fuse", "cryptsetup")]
 
@@ -146,65 +142,6 @@ def test_first_header_that_opens_wins(typed: LuksFiles, volume: LuksFiles, tmp_p
         assert read_attribute(mount.image, "uuid") == uuid
 
 
-class Terminal:
-    """A terminal of its own, with a command in it."""
-
-    def __init__(self, *command: Argument) -> None:
-        self._master, slave = os.openpty()
-        self.shown = b""
-        self._answered = 0
-        # setsid makes the terminal the controlling one, as a login does
-        self.process = subprocess.Popen(
-            [program("setsid"), "--ctty", "--wait", *command], stdin=slave, stdout=slave, stderr=slave
-        )
-        os.close(slave)
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.process.kill()
-        self.process.wait()
-        os.close(self._master)
-
-    @property
-    def echoes(self) -> bool:
-        return bool(termios.tcgetattr(self._master)[3] & termios.ECHO)
-
-    def read(self) -> None:
-        """Take what has been shown since."""
-        while select.select([self._master], [], [], 0)[0]:
-            try:
-                shown = os.read(self._master, 4096)
-            except OSError:  # nobody has the other end open any more
-                return
-            if not shown:
-                return
-            self.shown += shown
-
-    def prompted(self) -> bool:
-        self.read()
-        return len(self.shown) > self._answered and not self.echoes
-
-    def answer(self, line: bytes) -> None:
-        """Wait for a prompt and type a line."""
-        wait_until(self.prompted, "it asks for a passphrase without echo")
-        # the end of this line will be shown, and then the next prompt
-        self._answered = len(self.shown) + len(b"\r\n")
-        os.write(self._master, line + b"\n")
-
-    def wait(self) -> int:
-        """Return the exit status; whatever is shown until then is read, lest the terminal be full."""
-
-        def over() -> bool:
-            self.read()
-            return self.process.poll() is not None
-
-        wait_until(over, "the command ends")
-        self.read()
-        return self.process.returncode
-
-
 def test_passphrase_is_typed_without_echo(typed: LuksFiles, mountpoint: Path) -> None:
     """On a terminal the passphrase is asked for, not shown, and afterwards the terminal echoes again."""
     with Terminal(LUKSHDRFS, "mount", "--header", typed.header, typed.payload, mountpoint) as terminal:
@@ -242,9 +179,7 @@ def test_number_of_tries(typed: LuksFiles, mountpoint: Path) -> None:
 def test_interrupted_prompt_restores_terminal(typed: LuksFiles, mountpoint: Path) -> None:
     """Control-C at the prompt ends the program without a traceback, and the terminal echoes again."""
     with Terminal(LUKSHDRFS, "mount", "--header", typed.header, typed.payload, mountpoint) as terminal:
-        wait_until(terminal.prompted, "it asks for a passphrase without echo")
-        with contextlib.suppress(OSError):
-            os.write(terminal._master, b"\x03")
+        terminal.interrupt()
         assert terminal.wait() != 0
         assert b"Traceback" not in terminal.shown
         assert terminal.echoes

@@ -50,3 +50,14 @@ def ext4(device: str, mountpoint: Path) -> Iterator[Path]:
         yield mountpoint
     finally:
         subprocess.run([program("umount"), mountpoint], check=True)
+
+
+@contextlib.contextmanager
+def tmpfs(mountpoint: Path, size: int) -> Iterator[Path]:
+    """Mount a file system in memory that is full after `size` bytes."""
+    mountpoint.mkdir(exist_ok=True)
+    subprocess.run([program("mount"), "-t", "tmpfs", "-o", f"size={size}", "tmpfs", mountpoint], check=True)
+    try:
+        yield mountpoint
+    finally:
+        subprocess.run([program("umount"), mountpoint], check=True)

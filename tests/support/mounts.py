@@ -13,7 +13,7 @@ from types import TracebackType
 from typing import Self
 
 from support.processes import alive, kill, wait_gone
-from support.tools import program
+from support.tools import program, require
 
 LUKSHDRFS = Path(sys.executable).with_name("lukshdrfs")
 """The installed program, beside the Python that runs the tests."""
@@ -61,6 +61,17 @@ def lukshdrfs(
     return subprocess.CompletedProcess(
         done.args, done.returncode, done.stdout.decode(errors="replace"), done.stderr.decode(errors="replace")
     )
+
+
+def without_override() -> list[Argument]:
+    """Return a `command` that runs the program as an owner to whom a file's mode matters, which it does not to root."""
+    if os.geteuid() != 0:
+        return [LUKSHDRFS]
+    require(["setpriv"])
+    return [
+        program("setpriv"), "--bounding-set=-dac_override,-dac_read_search",
+        "--inh-caps=-dac_override,-dac_read_search", LUKSHDRFS,
+    ]  # fmt: skip
 
 
 @dataclasses.dataclass(frozen=True)

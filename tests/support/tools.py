@@ -36,6 +36,7 @@ PACKAGES = {
     "systemd-analyze": "systemd",
     "systemd-ask-password": "systemd",
     "setsid": "util-linux",
+    "strace": "strace",
     "unshare": "util-linux",
 }
 
