@@ -33,7 +33,7 @@ EXIT_STATUS = """.TP
 done
 .TP
 1
-wrong usage, no usable keyslot, or anything not below
+wrong usage, no usable keyslot, or anything not below; of check: the payload gives itself away
 .TP
 2
 no key opens it

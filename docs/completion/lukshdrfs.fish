@@ -50,8 +50,8 @@ function _shtab_lukshdrfs_using
   test "$_shtab_lukshdrfs_cmdpath" = "$argv"
 end
 
-set -g _shtab_lukshdrfs_commands mount unmount umount lock status create info key 'key add' 'key change' 'key remove' 'key list' 'key test' header 'header backup' 'header restore' 'header verify' 'header repair' 'header convert' 'header export' 'header attach' 'header set' benchmark install-mount-helper
-set -g _shtab_lukshdrfs_opts_with_value --cache --cipher --data-path --directory --hash --header --header-backup-file --header-sha256 --header-timeout --header-uuid --idle-timeout --iter-time --keep --key-description --key-file --key-size --key-slot --keyfile-offset --keyfile-size --keyslot-cipher --keyslot-key-size --label --luks2-keyslots-size --luks2-metadata-size --max-time --name --new-key-file --new-key-slot --new-keyfile-offset --new-keyfile-size --new-passphrase-file --offset --output --passphrase-file --payload-format --pbkdf --pbkdf-force-iterations --pbkdf-memory --pbkdf-parallel --priority --sector-size --size --subsystem --tries --type --uuid --volume-key-file --workers -S -T -c -d -i -l -o -s
+set -g _shtab_lukshdrfs_commands mount unmount umount lock status create check info key 'key add' 'key change' 'key remove' 'key list' 'key test' header 'header backup' 'header restore' 'header verify' 'header repair' 'header convert' 'header export' 'header attach' 'header set' benchmark install-mount-helper
+set -g _shtab_lukshdrfs_opts_with_value --cache --cipher --data-path --directory --hash --header --header-backup-file --header-sha256 --header-timeout --header-uuid --idle-timeout --iter-time --keep --key-description --key-file --key-size --key-slot --keyfile-offset --keyfile-size --keyslot-cipher --keyslot-key-size --label --luks2-keyslots-size --luks2-metadata-size --map --max-time --name --new-key-file --new-key-slot --new-keyfile-offset --new-keyfile-size --new-passphrase-file --offset --output --passphrase-file --payload-format --pbkdf --pbkdf-force-iterations --pbkdf-memory --pbkdf-parallel --priority --sector-size --size --subsystem --tries --type --uuid --volume-key-file --workers -S -T -c -d -i -l -o -s
 
 complete -c lukshdrfs -e
 complete -c lukshdrfs -f
@@ -149,6 +149,14 @@ complete -c lukshdrfs -n '_shtab_lukshdrfs_using create' -s T -l tries -x -d 'ti
 complete -c lukshdrfs -n '_shtab_lukshdrfs_using create' -s v -l verbose -d 'log more; twice for everything'
 complete -c lukshdrfs -n '_shtab_lukshdrfs_using create' -s q -l quiet -d 'log errors only'
 complete -c lukshdrfs -n '_shtab_lukshdrfs_using create; and test $_shtab_lukshdrfs_npos -eq 0' -ka "(__fish_complete_path (commandline -ct))" -d PAYLOAD
+complete -c lukshdrfs -n '_shtab_lukshdrfs_using; and test $_shtab_lukshdrfs_npos -eq 0' -a check -d 'Tell whether a payload can be told from random bytes: signatures, parts that were never written, zeros, repeated blocks, byte frequencies. Exit status 0 if it cannot, 1 if it gives itself away, 4 if it cannot be read. It is only read, and may be in use.'
+complete -c lukshdrfs -n '_shtab_lukshdrfs_using check' -s h -l help -d 'show this help message and exit'
+complete -c lukshdrfs -n '_shtab_lukshdrfs_using check' -l full -d 'read all of it, not a sample of 258 MiB'
+complete -c lukshdrfs -n '_shtab_lukshdrfs_using check' -l map -xka "(__fish_complete_path (commandline -ct))" -d 'draw what is where, as a PNG'
+complete -c lukshdrfs -n '_shtab_lukshdrfs_using check' -l json -d 'print one JSON document'
+complete -c lukshdrfs -n '_shtab_lukshdrfs_using check' -s v -l verbose -d 'log more; twice for everything'
+complete -c lukshdrfs -n '_shtab_lukshdrfs_using check' -s q -l quiet -d 'log errors only'
+complete -c lukshdrfs -n '_shtab_lukshdrfs_using check; and test $_shtab_lukshdrfs_npos -eq 0' -ka "(__fish_complete_path (commandline -ct))" -d 'file or block device with the ciphertext'
 complete -c lukshdrfs -n '_shtab_lukshdrfs_using; and test $_shtab_lukshdrfs_npos -eq 0' -a info -d 'Show everything that a header says: cipher, keyslots and their cost, digests, segments, tokens.'
 complete -c lukshdrfs -n '_shtab_lukshdrfs_using info' -s h -l help -d 'show this help message and exit'
 complete -c lukshdrfs -n '_shtab_lukshdrfs_using info' -l header -xka "(__fish_complete_path (commandline -ct))" -d 'detached header: a path, fd:N or - (standard input); repeatable, the first that opens wins'

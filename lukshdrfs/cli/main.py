@@ -10,7 +10,20 @@ from itertools import takewhile
 from typing import NoReturn
 
 from lukshdrfs._version import VERSION
-from lukshdrfs.cli import benchmark, create, header, info, install_mount_helper, key, lock, logs, mount, status, unmount
+from lukshdrfs.cli import (
+    benchmark,
+    check,
+    create,
+    header,
+    info,
+    install_mount_helper,
+    key,
+    lock,
+    logs,
+    mount,
+    status,
+    unmount,
+)
 from lukshdrfs.cli.arguments import Parser, Subparsers
 from lukshdrfs.cli.outcome import exit_status
 from lukshdrfs.secret import harden_process
@@ -22,6 +35,7 @@ COMMANDS = {
     "lock": lock,
     "status": status,
     "create": create,
+    "check": check,
     "info": info,
     "key": key,
     "header": header,

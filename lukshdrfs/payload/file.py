@@ -27,10 +27,13 @@ class FilePayload:
         self.refresh_size()
 
     @classmethod
-    def open(cls, path: str | os.PathLike[str], *, read_only: bool, write_through: bool = False) -> Self:
+    def open(
+        cls, path: str | os.PathLike[str], *, read_only: bool, write_through: bool = False, locked: bool = True
+    ) -> Self:
         """
         Open and lock a payload. With `write_through`, each write is on the storage when it returns.
 
+        Without `locked`, for who only looks, it is taken whoever has it, and nobody is kept out.
         Raises DeviceError if it is not there, not readable or not writable, or not something that holds bytes;
         InUse if another program has it.
         """
@@ -45,7 +48,8 @@ class FilePayload:
         try:
             if stat.S_ISBLK(mode) and not read_only:
                 _check_writable_device(descriptor, name)
-            lock_image(descriptor, name, writable=not read_only)
+            if locked:
+                lock_image(descriptor, name, writable=not read_only)
             return cls(descriptor, name, read_only=read_only)
         except BaseException:
             os.close(descriptor)

@@ -1,0 +1,138 @@
+"""`lukshdrfs check`: whether a payload gives itself away as something other than random bytes."""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+from lukshdrfs.cli.arguments import Subparsers
+from lukshdrfs.cli.logs import printable
+from lukshdrfs.cli.picture import characters, check_place, png
+from lukshdrfs.cli.progress import Progress
+from lukshdrfs.luks.luks2_binary import PRIMARY_MAGIC, SECONDARY_MAGIC
+from lukshdrfs.luks.luks2_check import METADATA_SIZES
+from lukshdrfs.payload import FilePayload, known_signature
+from lukshdrfs.payload.circumstances import neighbour_findings, size_findings
+from lukshdrfs.payload.examination import FALSE_ALARMS, Examination, Finding, examine
+from lukshdrfs.payload.region_map import Kind
+from lukshdrfs.payload.sampling import Sample
+from lukshdrfs.payload.signatures import FILE_FORMATS, Magic, known_magics
+
+RANDOM, TELLING = "random", "gives itself away"
+"""The verdicts."""
+_TELLING_STATUS = 1
+
+_MIB = 1 << 20
+HEADERS = (
+    Magic("a LUKS header", PRIMARY_MAGIC),
+    Magic("the second copy of a LUKS2 header", SECONDARY_MAGIC, METADATA_SIZES),
+)
+HEADER_SIZES = {16 * _MIB: "a LUKS2 header", 4 * _MIB: "a LUKS2 header of cryptsetup 2.0", 2 * _MIB: "a LUKS1 header"}
+"""As cryptsetup makes them by itself."""
+
+
+def add_parser(subparsers: Subparsers) -> None:
+    """Add the command."""
+    parser = subparsers.add_parser(
+        "check",
+        help="tell whether a payload gives itself away",
+        description="Tell whether a payload can be told from random bytes: signatures, parts that were never written, "
+        "zeros, repeated blocks, byte frequencies. Exit status 0 if it cannot, 1 if it gives itself away, 4 if it "
+        "cannot be read. It is only read, and may be in use.",
+    )
+    parser.add_argument("payload", metavar="PAYLOAD", help="file or block device with the ciphertext")
+    parser.add_argument("--full", action="store_true", help="read all of it, not a sample of 258 MiB")
+    parser.add_argument("--map", metavar="FILE", help="draw what is where, as a PNG")
+    parser.add_argument("--json", action="store_true", help="print one JSON document")
+    parser.set_defaults(run=run)
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Carry the command out."""
+    name = arguments.payload
+    picture = Path(arguments.map) if arguments.map is not None else None
+    if picture is not None:
+        check_place(picture)
+    with FilePayload.open(name, read_only=True, locked=False) as payload:
+        signatures = _signatures(payload)
+        total = Sample(payload.size, whole=arguments.full).size
+        with Progress(f"reading {name}", total) as progress:
+            seen = examine(payload, whole=arguments.full, progress=progress.show)
+    for finding in signatures:
+        for offset, size in finding.places:
+            seen.map.mark(offset, offset + size, Kind.SIGNATURE)
+    around = [*size_findings(seen.size, HEADER_SIZES), *neighbour_findings(name, HEADERS)]
+    seen = dataclasses.replace(seen, findings=(*signatures, *seen.findings, *around))
+    if picture is not None:
+        picture.write_bytes(png(seen.map))
+    if arguments.json:
+        sys.stdout.write(json.dumps(_document(name, seen), indent=2) + "\n")
+    else:
+        sys.stdout.write("\n".join(_lines(seen, with_map=picture is None and sys.stdout.isatty())) + "\n")
+    return _TELLING_STATUS if seen.gives_itself_away else 0
+
+
+def _signatures(payload: FilePayload) -> list[Finding]:
+    """Return what is recognised. blkid does not say where, but what it knows is near the start, most of it."""
+    found = []
+    recognised = known_signature(payload.name)
+    if recognised:
+        found.append(Finding("error", "signature", f"blkid recognises {recognised}", ((0, min(payload.size, 4096)),)))
+    for offset, magic in known_magics(payload, (*HEADERS, *FILE_FORMATS)):
+        text = f"at byte {offset} it begins like {magic.what}" if offset else f"it begins like {magic.what}"
+        found.append(Finding("error", "signature", text, ((offset, len(magic.magic)),)))
+    return found
+
+
+def _verdict(seen: Examination) -> str:
+    return TELLING if seen.gives_itself_away else RANDOM
+
+
+def _document(name: str, seen: Examination) -> dict[str, Any]:
+    return {
+        "payload": name,
+        "verdict": _verdict(seen),
+        "size": seen.size,
+        "read": seen.read,
+        "findings": [
+            {
+                "severity": finding.severity,
+                "subject": finding.subject,
+                "text": finding.text,
+                "offset": finding.places[0][0] if finding.places else None,
+                "places": [{"offset": offset, "size": size} for offset, size in finding.places],
+            }
+            for finding in seen.findings
+        ],
+        "test": {
+            "name": "chi-square of byte frequencies by region of 64 KiB, two-sided, Bonferroni",
+            "false_alarms": FALSE_ALARMS,
+            "level": seen.level,
+            "statistics": [dataclasses.asdict(test) for test in seen.tests],
+        },
+    }
+
+
+def _lines(seen: Examination, *, with_map: bool) -> list[str]:
+    found = [f"{finding.severity:<7}  {finding.subject}: {printable(finding.text)}" for finding in seen.findings]
+    least = min(test.least_p for test in seen.tests)
+    found.append(
+        f"tested   chi-square of byte frequencies: smallest p = {least:.1e}, level {seen.level:.1e} "
+        f"(one random payload in {1 / FALSE_ALARMS:.0f} fails)"
+    )
+    if with_map and seen.size and _can_show("\u2591\u25c6"):
+        found += characters(seen.map)
+    return [*found, _verdict(seen)]
+
+
+def _can_show(text: str) -> bool:
+    """Whether standard output has these characters."""
+    try:
+        text.encode(sys.stdout.encoding)
+    except UnicodeEncodeError:
+        return False
+    return True
