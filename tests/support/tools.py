@@ -23,9 +23,13 @@ PACKAGES = {
     "findmnt": "mount",
     "fio": "fio",
     "fsck.ext4": "e2fsprogs",
+    "fuse2fs": "fuse2fs",
     "fusermount3": "fuse3",
     "losetup": "mount",
     "mkfs.ext4": "e2fsprogs",
+    "mkfs.xfs": "xfsprogs",
+    "nsenter": "util-linux",
+    "partx": "util-linux",
     "qemu-img": "qemu-utils",
     "qemu-io": "qemu-utils",
     "qemu-nbd": "qemu-utils",
@@ -37,7 +41,9 @@ PACKAGES = {
     "systemd-ask-password": "systemd",
     "setsid": "util-linux",
     "strace": "strace",
+    "sfdisk": "fdisk",
     "unshare": "util-linux",
+    "vgcreate": "lvm2",
 }
 
 SYSTEM_PATH = os.pathsep.join([os.environ.get("PATH", ""), "/usr/sbin", "/sbin"])
