@@ -70,3 +70,25 @@ make_volume() {
 }
 mount_vault() { show lukshdrfs mount --header header.img --key-file key payload.img vault; }
 unmount_vault() { show lukshdrfs unmount vault; }
+
+# the small virtual machine of guest.sh
+make_guest() {
+    need qemu-system-x86_64 qemu-system-x86
+    "$examples/guest.sh" setup >/dev/null
+}
+# boot COMMANDS [QEMU OPTION...]: in the background, its console in a file
+boot() {
+    printf '$ qemu-system-x86_64 … %s\n' "${*:2}"
+    : >console
+    "$examples/guest.sh" boot "$@" >>console 2>&1 &
+    guest=$!
+}
+# wait_for TEXT: on the guest's console
+wait_for() {
+    local deadline=$((SECONDS + 60)) running=yes
+    until grep -q "$1" console; do
+        if [[ -z $running ]] || ((SECONDS > deadline)); then fail "the guest has not said '$1': $(cat console)"; fi
+        kill -0 "$guest" 2>/dev/null || running= # what it said at last has still to be looked at
+        sleep 0.1
+    done
+}
