@@ -23,6 +23,8 @@ case ${1:-} in
     test)
         packages+=(cryptsetup-bin qemu-utils qemu-system-x86 fio e2fsprogs mount strace util-linux libkeyutils1
             systemd man-db zsh fish)
+        # for the examples: partitions, LVM, an ordinary user's file systems, a guest, and libvirt's schemas
+        packages+=(fdisk xfsprogs lvm2 fuse2fs busybox-static cpio libvirt-clients libxml2-utils)
         extras='[test]'
         ;;
     *)

@@ -1,8 +1,9 @@
 """
 What the tests need from the machine, and how a missing thing is reported.
 
-A need is a program's name, `root`, `fuse`, `loop`, or one of the two things that no distribution's
-release has ready and that are found through the environment: `dmcrypt-vm` and `qemu10`.
+A need is a program's name, `root`, `fuse`, `loop`, `guest` (the small virtual machine of the examples), or one of the
+two things that no distribution's release has ready and that are found through the environment: `dmcrypt-vm` and
+`qemu10`.
 """
 
 from __future__ import annotations
@@ -14,18 +15,25 @@ from collections.abc import Iterable
 from pathlib import Path
 
 import pytest
+from support import guest
 
 IN_CI = os.environ.get("CI", "").lower() in {"1", "true", "yes"}
 
 PACKAGES = {
+    "busybox": "busybox-static",
+    "cpio": "cpio",
     "cryptsetup": "cryptsetup-bin",
     "debugfs": "e2fsprogs",
     "findmnt": "mount",
     "fio": "fio",
     "fsck.ext4": "e2fsprogs",
+    "fuse2fs": "fuse2fs",
     "fusermount3": "fuse3",
     "losetup": "mount",
     "mkfs.ext4": "e2fsprogs",
+    "mkfs.xfs": "xfsprogs",
+    "nsenter": "util-linux",
+    "partx": "util-linux",
     "qemu-img": "qemu-utils",
     "qemu-io": "qemu-utils",
     "qemu-nbd": "qemu-utils",
@@ -37,7 +45,11 @@ PACKAGES = {
     "systemd-ask-password": "systemd",
     "setsid": "util-linux",
     "strace": "strace",
+    "sfdisk": "fdisk",
     "unshare": "util-linux",
+    "vgcreate": "lvm2",
+    "virt-xml-validate": "libvirt-clients",
+    "xmllint": "libxml2-utils",
 }
 
 SYSTEM_PATH = os.pathsep.join([os.environ.get("PATH", ""), "/usr/sbin", "/sbin"])
@@ -81,6 +93,9 @@ def missing(need: str) -> Missing | None:
         if os.geteuid() != 0 or not os.access("/dev/loop-control", os.R_OK | os.W_OK):
             return Missing("loop devices are missing: run as root where /dev/loop-control is")
         return missing("losetup")
+    if need == "guest":
+        reason = guest.why_missing()
+        return Missing(reason) if reason else None
     if need == "dmcrypt-vm":
         return _outside("LUKSHDRFS_DMCRYPT_VM", "the path of a program that runs commands beside a kernel's dm-crypt")
     if need == "qemu10":
