@@ -51,7 +51,7 @@ function _shtab_lukshdrfs_using
 end
 
 set -g _shtab_lukshdrfs_commands mount unmount umount lock status create check info key 'key add' 'key change' 'key remove' 'key list' 'key test' header 'header backup' 'header restore' 'header verify' 'header repair' 'header convert' 'header export' 'header attach' 'header set' benchmark install-mount-helper
-set -g _shtab_lukshdrfs_opts_with_value --cache --cipher --data-path --directory --hash --header --header-backup-file --header-sha256 --header-timeout --header-uuid --idle-timeout --iter-time --keep --key-description --key-file --key-size --key-slot --keyfile-offset --keyfile-size --keyslot-cipher --keyslot-key-size --label --luks2-keyslots-size --luks2-metadata-size --map --max-time --name --new-key-file --new-key-slot --new-keyfile-offset --new-keyfile-size --new-passphrase-file --offset --output --passphrase-file --payload-format --pbkdf --pbkdf-force-iterations --pbkdf-memory --pbkdf-parallel --priority --sector-size --size --subsystem --tries --type --uuid --volume-key-file --workers -S -T -c -d -i -l -o -s
+set -g _shtab_lukshdrfs_opts_with_value --cache --cipher --data-path --directory --first-name --hash --header --header-backup-file --header-sha256 --header-timeout --header-uuid --idle-timeout --iter-time --keep --key-description --key-file --key-size --key-slot --keyfile-offset --keyfile-size --keyslot-cipher --keyslot-key-size --label --luks2-keyslots-size --luks2-metadata-size --map --max-time --name --new-key-file --new-key-slot --new-keyfile-offset --new-keyfile-size --new-passphrase-file --offset --output --passphrase-file --payload-format --payload-name --pbkdf --pbkdf-force-iterations --pbkdf-memory --pbkdf-parallel --priority --sector-size --shared-header --size --subsystem --tries --type --uuid --volume-key-file --workers -S -T -c -d -i -l -o -s
 
 complete -c lukshdrfs -e
 complete -c lukshdrfs -f
@@ -78,6 +78,7 @@ complete -c lukshdrfs -n '_shtab_lukshdrfs_using mount' -l name -x -d 'name of t
 complete -c lukshdrfs -n '_shtab_lukshdrfs_using mount' -l payload-format -x -d raw
 complete -c lukshdrfs -n '_shtab_lukshdrfs_using mount' -l cache -x -d 'writeback, writethrough, none (writeback)'
 complete -c lukshdrfs -n '_shtab_lukshdrfs_using mount' -l workers -x -d 'requests served at once (16)'
+complete -c lukshdrfs -n '_shtab_lukshdrfs_using mount' -l payload-name -x -d 'which payload of a header that several share'
 complete -c lukshdrfs -n '_shtab_lukshdrfs_using mount' -l growable -d 'truncate of the image resizes the payload, a file'
 complete -c lukshdrfs -n '_shtab_lukshdrfs_using mount' -l data-path -x -d 'auto, native, python (auto)'
 complete -c lukshdrfs -n '_shtab_lukshdrfs_using mount' -l offset -x -d 'where the data start, if the header says 0'
@@ -118,6 +119,9 @@ complete -c lukshdrfs -n '_shtab_lukshdrfs_using status; and test $_shtab_lukshd
 complete -c lukshdrfs -n '_shtab_lukshdrfs_using; and test $_shtab_lukshdrfs_npos -eq 0' -a create -d 'Make a header with a new volume key, and with --size the payload, which is filled with random bytes. The defaults are cryptsetup'"'"'s. Neither a header nor data that is recognised is overwritten without --force.'
 complete -c lukshdrfs -n '_shtab_lukshdrfs_using create' -s h -l help -d 'show this help message and exit'
 complete -c lukshdrfs -n '_shtab_lukshdrfs_using create' -l header -xka "(__fish_complete_path (commandline -ct))" -d 'where the header goes; left out: the start of the payload'
+complete -c lukshdrfs -n '_shtab_lukshdrfs_using create' -l shared-header -xka "(__fish_complete_path (commandline -ct))" -d 'a header that is there: this payload gets a key of its own in it, too'
+complete -c lukshdrfs -n '_shtab_lukshdrfs_using create' -l payload-name -x -d 'with it: what to call this payload (its file'"'"'s name)'
+complete -c lukshdrfs -n '_shtab_lukshdrfs_using create' -l first-name -x -d 'with it: what to call the first (first)'
 complete -c lukshdrfs -n '_shtab_lukshdrfs_using create' -l size -x -d 'create the payload with this many bytes (K, M, G, T)'
 complete -c lukshdrfs -n '_shtab_lukshdrfs_using create' -l payload-format -x -d raw
 complete -c lukshdrfs -n '_shtab_lukshdrfs_using create' -l type -x -d 'luks2 or luks1 (luks2)'
@@ -338,6 +342,7 @@ complete -c lukshdrfs -n '_shtab_lukshdrfs_using header export' -l header -xka "
 complete -c lukshdrfs -n '_shtab_lukshdrfs_using header export' -l header-sha256 -x -d 'refuse any header file but this'
 complete -c lukshdrfs -n '_shtab_lukshdrfs_using header export' -l header-uuid -x -d 'refuse any volume but this'
 complete -c lukshdrfs -n '_shtab_lukshdrfs_using header export' -l wipe -d 'fill its place on the payload with random bytes afterwards'
+complete -c lukshdrfs -n '_shtab_lukshdrfs_using header export' -l payload-name -x -d 'of a header that several payloads share: this one'"'"'s'
 complete -c lukshdrfs -n '_shtab_lukshdrfs_using header export' -s v -l verbose -d 'log more; twice for everything'
 complete -c lukshdrfs -n '_shtab_lukshdrfs_using header export' -s q -l quiet -d 'log errors only'
 complete -c lukshdrfs -n '_shtab_lukshdrfs_using header; and test $_shtab_lukshdrfs_npos -eq 0' -a attach -d 'Write a detached header to the start of its payload.'

@@ -18,18 +18,22 @@ from lukshdrfs.cli.header import checked_uuid
 from lukshdrfs.cli.progress import Progress
 from lukshdrfs.cli.secrets import SecretSource, new_secret
 from lukshdrfs.errors import DeviceError, PayloadError, UsageError
-from lukshdrfs.luks import parse_header
-from lukshdrfs.luks.keyslots import add_keyslot, new_keyslot
+from lukshdrfs.luks import parse_header, unlock
+from lukshdrfs.luks.kdf_cost import KdfWish
+from lukshdrfs.luks.key_material import AREA_ALIGNMENT
+from lukshdrfs.luks.keyslots import add_keyslot, check_unchanged, new_keyslot, volume_digest
 from lukshdrfs.luks.luks1 import SECTOR as LUKS1_SECTOR_SIZE
 from lukshdrfs.luks.luks1_format import HEADER_ALIGNMENT, Luks1Format, format_luks1, header_size
-from lukshdrfs.luks.luks2_format import KEYSLOTS_SIZE, METADATA_SIZE, Luks2Format, format_luks2
+from lukshdrfs.luks.luks2_format import KEYSLOTS_SIZE, METADATA_SIZE, Luks2Format, format_luks2, segment_object
+from lukshdrfs.luks.shared import add_payload
 from lukshdrfs.payload import FilePayload, known_signature
 from lukshdrfs.secret import SecretBytes
-from lukshdrfs.sectors import SECTOR_SIZES, round_up
+from lukshdrfs.sectors import SECTOR_SIZES, round_down, round_up
 from lukshdrfs.volume import (
     create_header_file,
     fill_with_random,
     locked_for_writing,
+    open_header,
     replace_header_file,
     sync_descriptor,
     write_all,
@@ -49,6 +53,11 @@ def add_parser(subparsers: Subparsers) -> None:
     )
     parser.add_argument("payload", metavar="PAYLOAD")
     parser.add_argument("--header", metavar="FILE", help="where the header goes; left out: the start of the payload")
+    parser.add_argument(
+        "--shared-header", metavar="FILE", help="a header that is there: this payload gets a key of its own in it, too"
+    )
+    parser.add_argument("--payload-name", metavar="NAME", help="with it: what to call this payload (its file's name)")
+    parser.add_argument("--first-name", default="first", metavar="NAME", help="with it: what to call the first (first)")
     parser.add_argument("--size", type=size, metavar="N", help="create the payload with this many bytes (K, M, G, T)")
     parser.add_argument("--payload-format", default="raw", metavar="F", help="raw")
     parser.add_argument("--type", default="luks2", metavar="T", help="luks2 or luks1 (luks2)")
@@ -93,10 +102,12 @@ def run(arguments: argparse.Namespace) -> int:
     version = 1 if arguments.type == "luks1" else 2
     wish = kdf_wish(arguments, version, "sha256")
     wish.check()
+    if arguments.shared_header is not None:
+        return _share(arguments, cipher, key_size, wish)
     if arguments.header:
         _check_header_place(arguments)
     with _payload(arguments) as (payload, created):
-        form = _form(arguments, cipher, key_size, payload.size)
+        form = _form(arguments, cipher, key_size, payload.size, created=created)
         with _volume_key(arguments, key_size) as volume_key:
             area = (format_luks1 if isinstance(form, Luks1Format) else format_luks2)(form, volume_key)  # type: ignore[arg-type]
             for secret in _secrets(arguments):
@@ -110,16 +121,54 @@ def run(arguments: argparse.Namespace) -> int:
                         area_key_size=key_bytes(arguments.keyslot_key_size, "--keyslot-key-size"),
                     )
                     area = add_keyslot(header, volume_key, secret, slot)[1].applied_to(area)
-        if created if arguments.wipe is None else arguments.wipe:
-            _wipe(payload, created=created)
-        elif created:
-            sys.stderr.write("the payload is sparse: it shows how much of it is used, and that it is not random data\n")
+        _fill(arguments, payload, form, created=created)
         if arguments.header:
             _write_header(arguments, area)
         else:
             payload.write(memoryview(area), 0)
             payload.flush()
     return 0
+
+
+def _share(arguments: argparse.Namespace, cipher: CipherSpec, key_size: int, wish: KdfWish) -> int:
+    """Make a payload with a key of its own in a header that is there, opened by the same passphrase."""
+    path = arguments.shared_header
+    with open_header(path) as file:
+        header = file.header  # it can be edited, and is not locked while somebody is asked
+    if header.version == 1:
+        raise UsageError(f"header {path} is LUKS1, which is for one payload; convert it to luks2 first")
+    name = arguments.payload_name or Path(arguments.payload).stem
+    with _payload(arguments) as (payload, created):
+        form = _form(arguments, cipher, key_size, payload.size, created=created)
+        assert isinstance(form, Luks2Format)
+        with _existing_secret(arguments) as secret, _volume_key(arguments, key_size) as volume_key:
+            first = unlock(header, volume_digest(header), secret)
+            first.volume_key.wipe()  # what matters is that it opens
+            opened_by = first.keyslot
+            assert opened_by is not None
+            slot = new_keyslot(header, key_size, wish)
+            _fill(arguments, payload, form, created=created)
+            with open_header(path, warn=False) as file:
+                check_unchanged(file.header, header, volume_digest(header).id, opened_by)
+                edit = add_payload(
+                    file.header, volume_key, secret, slot,
+                    name=name, segment=segment_object(form), first_name=arguments.first_name, opened_by=opened_by,
+                )  # fmt: skip
+                file.apply(edit)
+    return 0
+
+
+def _existing_secret(arguments: argparse.Namespace) -> SecretBytes:
+    """Return the passphrase that opens the header already."""
+    if len(arguments.key_file) > 1:
+        raise UsageError("with --shared-header, name one key file: the passphrase that opens the header already")
+    source = SecretSource(
+        arguments.key_file[0] if arguments.key_file else None,
+        arguments.keyfile_offset,
+        arguments.keyfile_size,
+        arguments.passphrase_file,
+    )
+    return source.read(f"Passphrase for {arguments.shared_header}: ")
 
 
 def _check(arguments: argparse.Namespace) -> None:
@@ -134,6 +183,10 @@ def _check(arguments: argparse.Namespace) -> None:
         raise UsageError("give --key-file or --passphrase-file, not both")
     if [*arguments.key_file, arguments.passphrase_file, arguments.volume_key_file].count("-") > 1:
         raise UsageError("standard input can be one key, not several")
+    if arguments.shared_header is not None and (arguments.header or arguments.type == "luks1"):
+        raise UsageError("--shared-header is a LUKS2 header that is there; leave out --header and --type")
+    if arguments.shared_header is None and arguments.payload_name is not None:
+        raise UsageError("--payload-name is for --shared-header")
     if arguments.size == 0:
         raise UsageError("--size 0: the volume would be empty")
     if arguments.type == "luks1":
@@ -152,28 +205,37 @@ def _check_luks1(arguments: argparse.Namespace) -> None:
 
 
 def _form(
-    arguments: argparse.Namespace, cipher: CipherSpec, key_size: int, payload_size: int
+    arguments: argparse.Namespace, cipher: CipherSpec, key_size: int, payload_size: int, *, created: bool
 ) -> Luks1Format | Luks2Format:
     """Return what the header is to be, after checking that the payload has whole sectors for it."""
     identifier = arguments.uuid or str(uuid4())
     usual_hash = arguments.hash or "sha256"
     if arguments.type == "luks1":
+        if _window(arguments, created=created) is not None:
+            raise UsageError("a LUKS1 header cannot say how much of the payload is the volume; take --type luks2")
         offset = _data_offset(arguments, header_size(key_size))
         _sector_size(LUKS1_SECTOR_SIZE, payload_size, offset)
         return Luks1Format(cipher, identifier, usual_hash, offset)
     metadata_size = METADATA_SIZE if arguments.luks2_metadata_size is None else arguments.luks2_metadata_size
     keyslots_size = arguments.luks2_keyslots_size
     if keyslots_size is None:
-        keyslots_size = 2 * METADATA_SIZE + KEYSLOTS_SIZE - 2 * metadata_size
+        # cryptsetup takes no header that reaches past the data's offset, even if it lies elsewhere
+        most = 2 * METADATA_SIZE + KEYSLOTS_SIZE
+        keyslots_size = min(most, round_down(arguments.offset or most, AREA_ALIGNMENT)) - 2 * metadata_size
     offset = _data_offset(arguments, 2 * metadata_size + keyslots_size)
+    window = _window(arguments, created=created)
+    end = payload_size if window is None else offset + window
+    if end > payload_size:
+        raise DeviceError(f"the payload has {payload_size} bytes; the volume would end at byte {end}")
     return Luks2Format(
         cipher,
-        _sector_size(arguments.sector_size, payload_size, offset),
+        _sector_size(arguments.sector_size, end, offset),
         identifier,
         usual_hash,
         arguments.label,
         arguments.subsystem,
         offset,
+        window,
         metadata_size,
         keyslots_size,
     )
@@ -184,10 +246,14 @@ def _data_offset(arguments: argparse.Namespace, header_size_: int) -> int:
     if arguments.offset is not None:
         if arguments.offset % LUKS1_SECTOR_SIZE:
             raise UsageError(f"--offset {arguments.offset}: expected a multiple of {LUKS1_SECTOR_SIZE} bytes")
-        if not arguments.header and arguments.offset < header_size_:
+        if not _detached(arguments) and arguments.offset < header_size_:
             raise UsageError(f"--offset {arguments.offset}: the header before it takes {header_size_} bytes")
         return int(arguments.offset)
-    return 0 if arguments.header else round_up(header_size_, HEADER_ALIGNMENT)
+    return 0 if _detached(arguments) else round_up(header_size_, HEADER_ALIGNMENT)
+
+
+def _detached(arguments: argparse.Namespace) -> bool:
+    return arguments.header is not None or arguments.shared_header is not None
 
 
 def _sector_size(wanted: int | None, payload_size: int, offset: int) -> int:
@@ -256,14 +322,16 @@ def _payload(arguments: argparse.Namespace) -> Iterator[tuple[FilePayload, bool]
     created = not os.path.lexists(name)
     if created and arguments.size is None:
         raise DeviceError(f"payload {name} is not there; --size creates it")
-    if not created and arguments.size is not None:
-        raise UsageError(f"payload {name} is there already and keeps its size; leave out --size")
+    if not created and arguments.size is not None and arguments.offset is None:
+        raise UsageError(f"payload {name} is there already and keeps its size; leave out --size, or say --offset, too")
     try:
         if created:
             _create_payload(name, arguments.size)
-        else:
+        elif _window(arguments, created=created) is None:
             _refuse_known_data(name, force=arguments.force)
-        with FilePayload.open(name, read_only=False) as payload:
+        size_ = _window(arguments, created=created)
+        window = None if size_ is None else (int(arguments.offset), size_)
+        with FilePayload.open(name, read_only=False, window=window) as payload:
             yield payload, created
     except BaseException:
         if created:
@@ -293,11 +361,28 @@ def _refuse_known_data(name: str, *, force: bool) -> None:
     log.warning("payload %s: its data (%s) will be unreadable", name, found)
 
 
-def _wipe(payload: FilePayload, *, created: bool) -> None:
-    """Fill the payload with random bytes, so that used and unused sectors look alike."""
+def _fill(
+    arguments: argparse.Namespace, payload: FilePayload, form: Luks1Format | Luks2Format, *, created: bool
+) -> None:
+    """Fill the payload, or the window of it that is the volume, if that is asked for or it was made here."""
+    if created if arguments.wipe is None else arguments.wipe:
+        window = _window(arguments, created=created)
+        _wipe(payload, (form.data_offset, window) if window is not None else (0, payload.size), created=created)
+    elif created:
+        sys.stderr.write("the payload is sparse: it shows how much of it is used, and that it is not random data\n")
+
+
+def _window(arguments: argparse.Namespace, *, created: bool) -> int | None:
+    """Return how many bytes of an existing payload are to be the volume; None: as far as it goes."""
+    return None if created or arguments.size is None else int(arguments.size)
+
+
+def _wipe(payload: FilePayload, window: tuple[int, int], *, created: bool) -> None:
+    """Fill a part of the payload with random bytes, so that used and unused sectors look alike."""
+    offset, size_ = window
     try:
-        with Progress(f"filling {payload.name} with random bytes", payload.size) as progress:
-            fill_with_random(payload, 0, payload.size, progress.show)
+        with Progress(f"filling {payload.name} with random bytes", size_) as progress:
+            fill_with_random(payload, offset, size_, progress.show)
     except BaseException:
         if not created:
             log.warning("payload %s is partly overwritten, and no header was made; run create again", payload.name)

@@ -7,6 +7,7 @@ from typing import Any
 from lukshdrfs.cli.logs import printable
 from lukshdrfs.luks import Digest, Header, Kdf, Keyslot, Segment, Token
 from lukshdrfs.luks.model import Priority
+from lukshdrfs.luks.shared import SharedPayload, header_for, shared_payloads
 
 PRIORITIES = {"ignore": Priority.IGNORE, "normal": Priority.NORMAL, "prefer": Priority.PREFER}
 """By the names that cryptsetup gives them."""
@@ -39,6 +40,7 @@ def describe(header: Header, *, detached: bool) -> dict[str, Any]:
         "keyslots": describe_keyslots(header),
         "digests": [_describe_digest(digest) for digest in header.digests],
         "segments": [_describe_segment(segment) for segment in header.segments],
+        "payloads": [_describe_payload(header, payload) for payload in shared_payloads(header)],
         "tokens": [_describe_token(token) for token in header.tokens],
         "warnings": list(header.warnings),
     }
@@ -104,6 +106,20 @@ def _describe_segment(segment: Segment) -> dict[str, Any]:
         "sector_size": segment.sector_size,
         "flags": list(segment.flags),
         "integrity": segment.integrity,
+    }
+
+
+def _describe_payload(header: Header, payload: SharedPayload) -> dict[str, Any]:
+    """Return a payload of a shared header."""
+    return {
+        "name": payload.name,
+        "uuid": payload.uuid,
+        "cipher": payload.segment.encryption,
+        "sector_size": payload.segment.sector_size,
+        "size": "dynamic" if payload.segment.size is None else payload.segment.size,
+        "payload_offset": payload.segment.offset,
+        "keyslots": sorted(slot.id for slot in header_for(header, payload).keyslots),
+        "first": payload.is_first,
     }
 
 

@@ -31,6 +31,7 @@ from lukshdrfs.luks.convert import to_luks1, to_luks2
 from lukshdrfs.luks.luks1_edit import set_uuid
 from lukshdrfs.luks.luks2_edit import set_names
 from lukshdrfs.luks.luks2_format import KEYSLOTS_SIZE, METADATA_SIZE
+from lukshdrfs.luks.shared import choose_payload, exported
 from lukshdrfs.luks.verify import Finding, verify
 from lukshdrfs.payload import FilePayload, known_signature
 from lukshdrfs.volume import (
@@ -94,6 +95,7 @@ def add_parser(subparsers: Subparsers) -> None:
     parser.add_argument(
         "--wipe", action="store_true", help="fill its place on the payload with random bytes afterwards"
     )
+    parser.add_argument("--payload-name", metavar="NAME", help="of a header that several payloads share: this one's")
     parser.set_defaults(run=_export)
 
     parser = add_command(commands, "attach", "write a detached header to the start of its payload")
@@ -303,11 +305,23 @@ def _export(arguments: argparse.Namespace) -> int:
         raise UsageError("expected a payload and the file that its header goes to")
     payload, file = names
     header = read_header(payload)
+    if arguments.payload_name is not None:
+        return _export_payload(arguments, header, Path(file))
     if header.segments[0].offset < len(header.area):
         raise UsageError(f"{payload} is a detached header already")
     create_header_file(Path(file), backup_of(header))
     if arguments.wipe:
         _wipe_header(payload, header, Path(file))
+    return 0
+
+
+def _export_payload(arguments: argparse.Namespace, header: Header, file: Path) -> int:
+    """Write a header for one payload of a shared one."""
+    if arguments.wipe:
+        raise UsageError("--wipe is for an attached header")
+    chosen = choose_payload(header, arguments.payload_name, "")
+    assert chosen is not None
+    create_header_file(file, exported(header, chosen))
     return 0
 
 

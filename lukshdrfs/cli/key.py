@@ -23,6 +23,7 @@ from lukshdrfs.cli.arguments import (
 )
 from lukshdrfs.cli.description import PRIORITIES, describe_keyslots
 from lukshdrfs.cli.secrets import new_secret
+from lukshdrfs.cli.shared_keys import add_to_all, change_all, remove_all
 from lukshdrfs.cli.unlocking import editable_header, header_to_edit, readable_header, unlocked
 from lukshdrfs.errors import UsageError
 from lukshdrfs.luks import Header
@@ -35,6 +36,7 @@ from lukshdrfs.luks.keyslots import (
     remove_keyslot,
     set_priority,
 )
+from lukshdrfs.luks.shared import shared_payloads
 
 _PRIORITY_HELP = f"when it is tried: {', '.join(PRIORITIES)} (luks2)"
 
@@ -103,6 +105,12 @@ def _add(arguments: argparse.Namespace) -> int:
     priority = _priority(arguments.priority)
     source = new_secret_source(arguments)
     header = header_to_edit(arguments)
+    if shared_payloads(header):
+        if arguments.new_key_slot is not None:
+            raise UsageError("--new-key-slot: each payload of the header gets a keyslot; leave it out")
+        added = add_to_all(arguments, header, lambda size: _new_keyslot(arguments, header, size, priority), source)
+        _say(f"keyslots {added} added")
+        return 0
     with unlocked(header, arguments) as key:
         slot = _new_keyslot(arguments, header, len(key.volume_key), priority)
         with new_secret(source, "New passphrase: ") as secret, editable_header(arguments, warn=False) as file:
@@ -125,6 +133,10 @@ def _change(arguments: argparse.Namespace) -> int:
         raise UsageError("the volume key is no keyslot's alone; name the keyslot to change with --key-slot")
     source = new_secret_source(arguments)
     header = header_to_edit(arguments)
+    if shared_payloads(header):
+        numbers = change_all(arguments, header, lambda size: _new_keyslot(arguments, header, size, priority), source)
+        _say(f"keyslots {numbers} changed")
+        return 0
     with unlocked(header, arguments) as key:
         changed = arguments.key_slot if key.keyslot is None else key.keyslot
         slot = _new_keyslot(arguments, header, len(key.volume_key), priority)
@@ -152,6 +164,10 @@ def _remove(arguments: argparse.Namespace) -> int:
     if arguments.volume_key_file is not None:
         raise UsageError("the volume key is no keyslot's alone; name the keyslot to remove with --key-slot")
     header, removed, digest = header_to_edit(arguments), arguments.key_slot, None
+    if shared_payloads(header):
+        gone = remove_all(arguments, header, None if _names_a_secret(arguments) else removed)
+        _say(f"keyslots {gone} removed")
+        return 0
     if removed is None or _names_a_secret(arguments):
         with unlocked(header, arguments) as key:
             removed, digest = key.keyslot, key.digest

@@ -32,9 +32,10 @@ from lukshdrfs.cli.waiting import wait_for_any
 from lukshdrfs.errors import DeviceError, LukshdrfsError, UsageError, WrongKey
 from lukshdrfs.fuse import DataPath, LockPolicy, MountOptions, check_fuse, check_mountpoint, run_in_background, serve
 from lukshdrfs.luks import Header
+from lukshdrfs.luks.shared import choose_payload, header_for
 from lukshdrfs.payload import FilePayload
 from lukshdrfs.secret import SecretBytes, lock_process_memory
-from lukshdrfs.volume import LockedVolume, Volume, Window, lock_volume, read_header, source_descriptor
+from lukshdrfs.volume import LockedVolume, Volume, Window, lock_volume, read_header, source_descriptor, window_of
 
 log = logging.getLogger(__name__)
 
@@ -67,6 +68,7 @@ def add_parser(subparsers: Subparsers) -> None:
     parser.add_argument("--payload-format", default="raw", metavar="F", help="raw")
     parser.add_argument("--cache", default="writeback", metavar="MODE", help=f"{', '.join(CACHE_MODES)} (writeback)")
     parser.add_argument("--workers", type=number, default=16, metavar="N", help="requests served at once (16)")
+    parser.add_argument("--payload-name", metavar="NAME", help="which payload of a header that several share")
     parser.add_argument("--growable", action="store_true", help="truncate of the image resizes the payload, a file")
     parser.add_argument("--data-path", default="auto", metavar="P", help=f"{', '.join(DATA_PATHS)} (auto)")
     parser.add_argument("--offset", type=size, metavar="N", help="where the data start, if the header says 0")
@@ -200,18 +202,24 @@ def _go_to_background(ready: Callable[[], None]) -> None:
 def _unlock(request: _Request) -> tuple[Volume, str | None]:
     """Return the volume that the first working header opens, and that header; say what was wrong with the others."""
     arguments = request.arguments
+    window = Window(arguments.offset, arguments.size)
 
     def read(name: str | None) -> tuple[str | None, Header]:
-        return name, read_header(arguments.payload if name is None else name, pin(arguments), salvage=True)
+        header = read_header(arguments.payload if name is None else name, pin(arguments), salvage=True)
+        payload = choose_payload(header, arguments.payload_name, arguments.payload)
+        return name, header if payload is None else header_for(header, payload)
 
     def lock(named: tuple[str | None, Header]) -> LockedVolume:
-        return lock_volume(payload, named[1], header_name=named[0], window=Window(arguments.offset, arguments.size))
+        return lock_volume(payload, named[1], header_name=named[0], window=window)
 
     if arguments.header_timeout is not None:
         wait_for_any(arguments.header or [arguments.payload], arguments.header_timeout)
     headers = _usable(read, arguments.header or [None])
     payload = FilePayload.open(
-        arguments.payload, read_only=arguments.read_only, write_through=arguments.cache == "writethrough"
+        arguments.payload,
+        read_only=arguments.read_only,
+        write_through=arguments.cache == "writethrough",
+        window=window_of([header for _, header in headers], window) if arguments.header else None,
     )
     try:
         return _try_secrets(_usable(lock, headers), request)

@@ -40,6 +40,7 @@ VALUES: dict[str, tuple[str, Callable[[str], object]]] = {
     "max-time": ("max_time", seconds),
     "name": ("name", str),
     "offset": ("offset", size),
+    "payload-name": ("payload_name", str),
     "passphrase-file": ("passphrase_file", str),
     "size": ("size", size),
     "tries": ("tries", number),

@@ -50,7 +50,22 @@ def add_keyslot(
     `digest` is the number of the digest that the key is of; `number` asks for a certain keyslot.
     Raises UsageError if that is in use or none is free, HeaderError if there is no room.
     """
-    metadata = _metadata(header)
+    metadata = editable_metadata(header)
+    number, material = put_keyslot(header, metadata, volume_key, passphrase, slot, digest=digest, number=number)
+    return number, HeaderEdit(((material,),)).then(commit(header, metadata))
+
+
+def put_keyslot(
+    header: Header,
+    metadata: Json,
+    volume_key: SecretBytes,
+    passphrase: SecretBytes,
+    slot: NewKeyslot,
+    *,
+    digest: int,
+    number: int | None = None,
+) -> tuple[int, Write]:
+    """Put a new keyslot into the metadata; return its number, and what is to be written before they are committed."""
     number = _free_number(header, number)
     offset, material = _sealed(metadata, volume_key, passphrase, slot)
     keyslot = _keyslot_object(slot, len(volume_key), offset, len(material))
@@ -58,7 +73,7 @@ def add_keyslot(
         keyslot["priority"] = int(slot.priority)
     metadata["keyslots"][str(number)] = keyslot
     _member(metadata["digests"], digest)["keyslots"].append(str(number))
-    return number, HeaderEdit(((Write(offset, material),),)).then(_commit(header, metadata))
+    return number, Write(offset, material)
 
 
 def change_keyslot(
@@ -69,7 +84,7 @@ def change_keyslot(
 
     Raises HeaderError if there is no room for a second area.
     """
-    metadata = _metadata(header)
+    metadata = editable_metadata(header)
     old = _member(metadata["keyslots"], number)
     offset, material = _sealed(metadata, volume_key, passphrase, slot)
     new = {**old, **_keyslot_object(slot, len(volume_key), offset, len(material))}
@@ -78,13 +93,13 @@ def change_keyslot(
     old_offset, old_size = int(old["area"]["offset"]), int(old["area"]["size"])
     old.clear()
     old.update(new)
-    edit = HeaderEdit(((Write(offset, material),),)).then(_commit(header, metadata))
+    edit = HeaderEdit(((Write(offset, material),),)).then(commit(header, metadata))
     return edit.then(wiping(old_offset, old_size))
 
 
 def remove_keyslot(header: Header, number: int) -> HeaderEdit:
     """Return the edit that overwrites a keyslot's material and takes it out of the metadata."""
-    metadata = _metadata(header)
+    metadata = editable_metadata(header)
     area = _member(metadata["keyslots"], number)["area"]
     metadata["keyslots"] = {name: slot for name, slot in metadata["keyslots"].items() if int(name) != number}
     for owner in (*metadata["digests"].values(), *metadata["tokens"].values()):
@@ -93,14 +108,14 @@ def remove_keyslot(header: Header, number: int) -> HeaderEdit:
     metadata["digests"] = {
         name: digest for name, digest in metadata["digests"].items() if digest["keyslots"] or digest["segments"]
     }
-    return wiping(int(area["offset"]), int(area["size"])).then(_commit(header, metadata))
+    return wiping(int(area["offset"]), int(area["size"])).then(commit(header, metadata))
 
 
 def set_priority(header: Header, number: int, priority: Priority) -> HeaderEdit:
     """Return the edit that sets when a keyslot is tried."""
-    metadata = _metadata(header)
+    metadata = editable_metadata(header)
     _set_priority(_member(metadata["keyslots"], number), priority)
-    return _commit(header, metadata)
+    return commit(header, metadata)
 
 
 def set_names(
@@ -114,7 +129,7 @@ def set_names(
             changes[what] = text
     if uuid is not None:
         changes["uuid"] = uuid
-    return _commit(header, _metadata(header), **changes)
+    return commit(header, editable_metadata(header), **changes)
 
 
 def rewrite_damaged_copy(header: Header) -> HeaderEdit:
@@ -128,13 +143,13 @@ def rewrite_damaged_copy(header: Header) -> HeaderEdit:
     return HeaderEdit(((write,),))
 
 
-def _metadata(header: Header) -> Json:
+def editable_metadata(header: Header) -> Json:
     """Return the metadata that count, for changing."""
     check_editable(header)
     return choose_copy(header.area)[0].metadata
 
 
-def _commit(header: Header, metadata: Json, **changes: Any) -> HeaderEdit:
+def commit(header: Header, metadata: Json, **changes: Any) -> HeaderEdit:
     """Return the writing of both copies, the one that counts now last."""
     current = choose_copy(header.area)[0].binary
     binary: BinaryHeader = dataclasses.replace(current, seqid=current.seqid + 1, **changes)

@@ -44,6 +44,8 @@ class Luks2Format:
     subsystem: str = ""
     data_offset: int = 0
     """Bytes on the payload; 0 for a detached header."""
+    data_size: int | None = None
+    """Bytes of data; None: as far as the payload goes."""
     metadata_size: int = METADATA_SIZE
     """Bytes of one copy of the metadata."""
     keyslots_size: int = KEYSLOTS_SIZE
@@ -103,35 +105,40 @@ def base64_text(data: bytes | memoryview) -> str:
     return base64.b64encode(data).decode("ascii")
 
 
-def _digest_object(form: Luks2Format, volume_key: SecretBytes) -> dict[str, Any]:
+def digest_object(hash_name: str, volume_key: SecretBytes, segments: list[str]) -> dict[str, Any]:
+    """Return a new digest of a key, without keyslots, bound to segments of these numbers."""
     salt = os.urandom(SALT_SIZE)
-    digest = SecretBytes(find_hash(form.hash).digest_size)
-    pbkdf2_into(digest, volume_key, salt, DIGEST_ITERATIONS, form.hash)
+    digest = SecretBytes(find_hash(hash_name).digest_size)
+    pbkdf2_into(digest, volume_key, salt, DIGEST_ITERATIONS, hash_name)
     return {
         "type": "pbkdf2",
         "keyslots": [],
-        "segments": ["0"],
-        "hash": form.hash,
+        "segments": segments,
+        "hash": hash_name,
         "iterations": DIGEST_ITERATIONS,
         "salt": base64_text(salt),
         "digest": base64_text(digest.view),
     }
 
 
-def _metadata(form: Luks2Format, volume_key: SecretBytes) -> dict[str, Any]:
-    segment = {
+def segment_object(form: Luks2Format) -> dict[str, Any]:
+    """Return the segment of a new volume."""
+    return {
         "type": "crypt",
         "offset": str(form.data_offset),
-        "size": "dynamic",
+        "size": "dynamic" if form.data_size is None else str(form.data_size),
         "iv_tweak": "0",
         "encryption": str(form.cipher),
         "sector_size": form.sector_size,
     }
+
+
+def _metadata(form: Luks2Format, volume_key: SecretBytes) -> dict[str, Any]:
     return {
         "keyslots": {},
         "tokens": {},
-        "segments": {"0": segment},
-        "digests": {"0": _digest_object(form, volume_key)},
+        "segments": {"0": segment_object(form)},
+        "digests": {"0": digest_object(form.hash, volume_key, ["0"])},
         "config": {
             "json_size": str(form.metadata_size - BINARY_SIZE),
             "keyslots_size": str(form.keyslots_size),

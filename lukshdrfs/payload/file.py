@@ -28,11 +28,18 @@ class FilePayload:
 
     @classmethod
     def open(
-        cls, path: str | os.PathLike[str], *, read_only: bool, write_through: bool = False, locked: bool = True
+        cls,
+        path: str | os.PathLike[str],
+        *,
+        read_only: bool,
+        write_through: bool = False,
+        locked: bool = True,
+        window: tuple[int, int] | None = None,
     ) -> Self:
         """
         Open and lock a payload. With `write_through`, each write is on the storage when it returns.
 
+        With a `window` (offset and size in bytes), only that part is locked: the rest may be other volumes' payload.
         Without `locked`, for who only looks, it is taken whoever has it, and nobody is kept out.
         Raises DeviceError if it is not there, not readable or not writable, or not something that holds bytes;
         InUse if another program has it.
@@ -40,7 +47,7 @@ class FilePayload:
         name = os.fspath(path)
         mode = _file_mode(name)
         flags = os.O_RDONLY if read_only else os.O_RDWR
-        if stat.S_ISBLK(mode) and not read_only:
+        if stat.S_ISBLK(mode) and not read_only and window is None:
             flags |= os.O_EXCL  # fails while it is mounted or has an exclusive user: open(2)
         if write_through and not read_only:
             flags |= os.O_DSYNC
@@ -49,7 +56,7 @@ class FilePayload:
             if stat.S_ISBLK(mode) and not read_only:
                 _check_writable_device(descriptor, name)
             if locked:
-                lock_image(descriptor, name, writable=not read_only)
+                lock_image(descriptor, name, writable=not read_only, window=window)
             return cls(descriptor, name, read_only=read_only)
         except BaseException:
             os.close(descriptor)

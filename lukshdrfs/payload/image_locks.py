@@ -23,21 +23,26 @@ _FLOCK = struct.Struct("@hhqqi0q")  # struct flock of fcntl(2): type, whence, st
 
 _PERMISSION_BASE = 100
 _UNSHARED_BASE = 200
+_WINDOWS_BASE, _WINDOW_UNIT = 1 << 61, 512
 _CONSISTENT_READ, _WRITE, _RESIZE = 0, 1, 3
 
 
-def lock_image(descriptor: int, name: str, *, writable: bool) -> None:
+def lock_image(descriptor: int, name: str, *, writable: bool, window: tuple[int, int] | None = None) -> None:
     """
     Take the locks of a reader, or of the only writer, on an open image.
 
-    Nobody may write while it is open here; others may read if it is open for reading only.
-    Raises InUse if somebody else is in the way. A file system without such locks is a warning.
+    Nobody may write while it is open here; others may read if it is open for reading only. With a `window` (offset and
+    size in bytes), other windows of ours may be written to meanwhile, but nothing that overlaps; QEMU, which knows of
+    no windows, is kept out. Raises InUse if somebody else is in the way. A file system without such locks is a warning.
     """
     held = {_CONSISTENT_READ, _WRITE, _RESIZE} if writable else {_CONSISTENT_READ}
     unshared = {_WRITE, _RESIZE}
     try:
+        beside_windows = window is not None and _lock_window(descriptor, window, writable=writable)
         for byte in [_PERMISSION_BASE + n for n in held] + [_UNSHARED_BASE + n for n in unshared]:
             fcntl.fcntl(descriptor, fcntl.F_OFD_SETLK, _pack(fcntl.F_RDLCK, byte))
+        if beside_windows:
+            return  # they keep everybody else out, and so did the first of them when it came
         contrary = [_UNSHARED_BASE + n for n in held] + [_PERMISSION_BASE + n for n in unshared]
         taken = [byte for byte in contrary if _held_by_others(descriptor, byte)]
     except OSError as error:
@@ -49,8 +54,22 @@ def lock_image(descriptor: int, name: str, *, writable: bool) -> None:
         raise InUse(f"payload {name} is in use by another program (lukshdrfs, QEMU, …); close it there first")
 
 
-def _pack(kind: int, byte: int) -> bytes:
-    return _FLOCK.pack(kind, os.SEEK_SET, byte, 1, 0)
+def _lock_window(descriptor: int, window: tuple[int, int], *, writable: bool) -> bool:
+    """
+    Lock a byte for each 512 of the window, far behind everything that anybody else locks.
+
+    Return whether there are other windows of this image.
+    """
+    start, size = _WINDOWS_BASE + window[0] // _WINDOW_UNIT, -(-window[1] // _WINDOW_UNIT)
+    kind = fcntl.F_WRLCK if writable else fcntl.F_RDLCK
+    fcntl.fcntl(descriptor, fcntl.F_OFD_SETLK, _pack(kind, start, size))
+    others = _held_by_others(descriptor, _WINDOWS_BASE - 1)
+    fcntl.fcntl(descriptor, fcntl.F_OFD_SETLK, _pack(fcntl.F_RDLCK, _WINDOWS_BASE - 1))
+    return others
+
+
+def _pack(kind: int, byte: int, size: int = 1) -> bytes:
+    return _FLOCK.pack(kind, os.SEEK_SET, byte, size, 0)
 
 
 def _held_by_others(descriptor: int, byte: int) -> bool:

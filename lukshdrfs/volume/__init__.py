@@ -13,7 +13,7 @@ from lukshdrfs.volume.header_file import (
 from lukshdrfs.volume.header_presence import HeaderPresence
 from lukshdrfs.volume.header_repair import repair_header
 from lukshdrfs.volume.header_source import HeaderPin, read_header, source_descriptor
-from lukshdrfs.volume.opening import LockedVolume, Window, check_usable, lock_volume, open_volume
+from lukshdrfs.volume.opening import LockedVolume, Window, check_usable, lock_volume, open_volume, window_of
 from lukshdrfs.volume.volume import Extent, Volume
 from lukshdrfs.volume.wipe import fill_with_random
 
@@ -39,5 +39,6 @@ __all__ = [
     "replace_header_file",
     "source_descriptor",
     "sync_descriptor",
+    "window_of",
     "write_all",
 ]

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 from lukshdrfs.cipher import CipherSpec, SectorCipher, check_sector_size
@@ -227,6 +227,22 @@ def _size_on_payload(segment: Segment, offset: int, wanted: int | None, payload_
     return wanted
 
 
+def window_of(headers: Sequence[Header], window: Window) -> tuple[int, int] | None:
+    """Return the part of the payload that any of some headers could mean (offset and size in bytes), None for all."""
+    ranges = []
+    for header in headers:
+        last = header.segments[-1]
+        start = min(segment.offset for segment in header.segments) or window.offset or 0
+        size = window.size if last.size is None else last.offset - start + last.size
+        if last.size is not None and window.offset and header.segments[0].offset == 0:
+            size = last.offset + last.size
+        if size is None:
+            return None
+        ranges.append((start, start + size))
+    start, end = min(first for first, _ in ranges), max(last for _, last in ranges)
+    return start, end - start
+
+
 def open_volume(
     payload: str | os.PathLike[str],
     *,
@@ -255,7 +271,8 @@ def open_volume(
     if secret is None or (passphrase is not None and volume_key is not None):
         raise UsageError("open_volume() takes either a passphrase or a volume key")
     parsed = read_header(payload if header is None else header, pin, salvage=True)
-    opened = FilePayload.open(payload, read_only=read_only)
+    part = None if header is None else window_of([parsed], Window(offset, size))
+    opened = FilePayload.open(payload, read_only=read_only, window=part)
     try:
         locked = lock_volume(
             opened, parsed, header_name=None if header is None else os.fspath(header), window=Window(offset, size)

@@ -1,0 +1,106 @@
+"""`lukshdrfs key` on a header that several payloads share: what is done for one of them is done for all."""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import logging
+import os
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+from lukshdrfs.cli.arguments import kdf_limits, secret_source
+from lukshdrfs.cli.secrets import SecretSource, new_secret
+from lukshdrfs.cli.unlocking import editable_header, header_name
+from lukshdrfs.errors import LukshdrfsError, UsageError, WrongKey
+from lukshdrfs.luks import Header, UnlockedKey, unlock
+from lukshdrfs.luks.edit import NewKeyslot
+from lukshdrfs.luks.keyslots import add_keyslot, change_keyslot, check_unchanged, remove_keyslot
+from lukshdrfs.luks.luks2_json import SALT_SIZE
+from lukshdrfs.luks.shared import group_keyslots, header_for, same_passphrase, shared_payloads
+
+log = logging.getLogger(__name__)
+
+
+@contextmanager
+def unlocked_all(header: Header, arguments: argparse.Namespace) -> Iterator[list[UnlockedKey]]:
+    """Ask for the passphrase, and yield the key of each payload that it opens."""
+    source = secret_source(arguments)
+    if source.volume_key_file is not None:
+        raise UsageError("the header is for several payloads, each with its own volume key; name a passphrase")
+    tries = max(1, source.tries) if source.interactive else 1
+    keys: list[UnlockedKey] = []
+    while not keys:
+        tries -= 1
+        with source.read(f"Passphrase for {header_name(arguments)}: ") as secret:
+            for payload in shared_payloads(header):
+                alone = header_for(header, payload)
+                try:
+                    keys.append(unlock(alone, alone.digests[0], secret, None, kdf_limits(arguments)))
+                except LukshdrfsError as error:
+                    log.info("payload %s: %s", payload.name, error)
+        if not keys and tries <= 0:
+            raise WrongKey("no key available with this passphrase")
+    if len(keys) < len(shared_payloads(header)):
+        log.warning("the passphrase opens %d of the header's %d payloads", len(keys), len(shared_payloads(header)))
+    try:
+        yield keys
+    finally:
+        for key in keys:
+            key.volume_key.wipe()
+
+
+def _salted(slot: NewKeyslot) -> NewKeyslot:
+    """Return the same keyslot with a salt of its own."""
+    return dataclasses.replace(slot, kdf=dataclasses.replace(slot.kdf, salt=os.urandom(SALT_SIZE)))
+
+
+def add_to_all(
+    arguments: argparse.Namespace, header: Header, new_slot: Callable[[int], NewKeyslot], source: SecretSource
+) -> list[int]:
+    """Add a keyslot for another passphrase to each payload that the old one opens; return their numbers."""
+    added = []
+    with unlocked_all(header, arguments) as keys:
+        slot = new_slot(len(keys[0].volume_key))
+        with new_secret(source, "New passphrase: ") as secret, editable_header(arguments, warn=False) as file:
+            for key in keys:
+                check_unchanged(file.header, header, key.digest)
+                chosen, edit = add_keyslot(file.header, key.volume_key, secret, _salted(slot), digest=key.digest)
+                file.apply(edit)
+                added.append(chosen)
+            file.apply(group_keyslots(file.header, added))
+    return added
+
+
+def change_all(
+    arguments: argparse.Namespace, header: Header, new_slot: Callable[[int], NewKeyslot], source: SecretSource
+) -> list[int]:
+    """Give all keyslots that the old passphrase opens the new one; return their numbers."""
+    with unlocked_all(header, arguments) as keys:
+        slot = new_slot(len(keys[0].volume_key))
+        changed = [key.keyslot for key in keys if key.keyslot is not None]
+        with new_secret(source, "New passphrase: ") as secret, editable_header(arguments, warn=False) as file:
+            for key, number in zip(keys, changed, strict=True):
+                check_unchanged(file.header, header, key.digest, number)
+                file.apply(change_keyslot(file.header, number, key.volume_key, secret, _salted(slot)))
+    return changed
+
+
+def remove_all(arguments: argparse.Namespace, header: Header, named: int | None) -> list[int]:
+    """Remove the keyslots of one passphrase, by one of their numbers or by the passphrase; return all their numbers."""
+    if named is not None:
+        removed = list(same_passphrase(header, named))
+    else:
+        with unlocked_all(header, arguments) as keys:
+            removed = [key.keyslot for key in keys if key.keyslot is not None]
+    for payload in shared_payloads(header):
+        left = {slot.id for slot in header_for(header, payload).keyslots} - set(removed)
+        if not left and not arguments.force:
+            raise UsageError(
+                f"nothing would open payload {payload.name} any more, and its key would be lost; --force removes it "
+                "all the same"
+            )
+    with editable_header(arguments, warn=False) as file:
+        for number in removed:
+            file.apply(remove_keyslot(file.header, number))
+    return removed
