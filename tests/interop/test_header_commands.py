@@ -1,0 +1,93 @@
+"""Headers that are backed up, restored, moved and renamed: each program does with the other's as with its own."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import shutil
+from pathlib import Path
+
+import pytest
+from support.created import COSTS, SECRETS, SMALL, create
+from support.cryptsetup import (
+    LUKS1_XTS,
+    XTS_512,
+    LuksFiles,
+    cryptsetup,
+    keyslot_of,
+)
+from support.keyslots import run
+from support.mounts import Argument, lukshdrfs
+
+pytestmark = pytest.mark.needs("cryptsetup")
+
+MIB = 1 << 20
+CHEAP = COSTS["pbkdf2"]
+OPTIONS = {"luks1": ["--type", "luks1", *CHEAP], "luks2": ["--type", "luks2", *SMALL, *CHEAP]}
+LAYOUTS = {"luks1": LUKS1_XTS, "luks2": XTS_512}
+EXTENTS = {"luks1": 4096 + 7 * 258048 + 256000, "luks2": 2 * (16 << 10) + MIB}
+"""Where the keyslot areas end: in LUKS1, the last one is not filled up."""
+BY_TYPE = pytest.mark.parametrize("kind", ["luks1", "luks2"])
+BY_MAKER = pytest.mark.parametrize("maker", ["we", "cryptsetup"])
+BY_PLACE = pytest.mark.parametrize("place", ["attached", "detached"])
+
+
+def make(folder: Path, kind: str, maker: str, place: str) -> tuple[LuksFiles, Path]:
+    """Make a volume of two keys; return its files, and where its header is."""
+    files = LuksFiles(folder / "payload.img", folder / "header.img", folder / "key")
+    second = folder / "second"
+    files.key_file.write_bytes(SECRETS[0])
+    second.write_bytes(SECRETS[1])
+    with files.payload.open("wb") as stream:
+        os.truncate(stream.fileno(), 4 * MIB)
+    where = ["--header", str(files.header)] if place == "detached" else []
+    header = files.header if place == "detached" else files.payload
+    if maker == "we":
+        keys: list[Argument] = ["--key-file", files.key_file, "--key-file", second]
+        create(*OPTIONS[kind], *keys, *where, files.payload)
+        return files, header
+    at = ["--offset", f"{2 * MIB // 512}"] if place == "attached" else []
+    cryptsetup("luksFormat", *LAYOUTS[kind].options, *at, "--key-file", files.key_file, *where, files.payload)
+    cryptsetup("luksAddKey", *CHEAP, "--key-file", files.key_file, header, second)
+    return files, header
+
+
+def test_backup_of_another_volume(tmp_path: Path) -> None:
+    """Another volume's backup, which cryptsetup restores if nobody is asked, takes --force, and then it is the same."""
+    folders = [tmp_path / name for name in ("one", "other")]
+    for folder in folders:
+        folder.mkdir()
+    (files, header), (_, other) = (make(folder, "luks2", "cryptsetup", "detached") for folder in folders)
+    backup, twin = tmp_path / "backup", tmp_path / "twin"
+    run("header", "backup", other, backup)
+    shutil.copyfile(header, twin)
+    before = header.read_bytes()
+    refused = lukshdrfs("header", "restore", "--header", header, backup)
+    assert (refused.returncode, header.read_bytes()) == (4, before)
+    assert "another volume" in refused.stderr
+
+    run("header", "restore", "--force", "--header", header, backup)
+    cryptsetup("luksHeaderRestore", "--header-backup-file", backup, twin)
+    assert header.read_bytes() == twin.read_bytes()
+    kept = header.with_name("header.img.before")
+    assert kept.read_bytes() == before
+    assert keyslot_of(kept, files.key_file) == 0
+
+
+@BY_TYPE
+def test_pinned_header_is_the_one_that_is_replaced(kind: str, tmp_path: Path) -> None:
+    """With a pin, no other header is overwritten: neither a sound one, nor a damaged one by another volume's backup."""
+    files, header = make(tmp_path, kind, "we", "detached")
+    backup, before = tmp_path / "backup", header.read_bytes()
+    run("header", "backup", header, backup)
+    for pin in (["--header-uuid", "0b1d6d2e-5d4a-4a2f-9d0a-31a3a5b5c0de"], ["--header-sha256", "0" * 64]):
+        refused = lukshdrfs("header", "restore", "--force", *pin, "--header", header, backup)
+        assert (refused.returncode, header.read_bytes()) == (4, before)
+        header.write_bytes(bytes(64 << 10) + before[64 << 10 :])
+        assert lukshdrfs("header", "restore", *pin, "--header", header, backup).returncode == 4
+        header.write_bytes(before)
+    run(
+        "header", "restore", "--header-uuid", cryptsetup("luksUUID", header).decode().strip(),
+        "--header-sha256", hashlib.sha256(before).hexdigest(), "--header", header, backup,
+    )  # fmt: skip
+    assert keyslot_of(header, files.key_file) == 0
