@@ -155,7 +155,8 @@ def _restore(arguments: argparse.Namespace) -> int:
             return 0
         _check_pin(arguments, file, file.header)
         _check_same_volume(file, backup, force=arguments.force)
-        data = backup_of(backup)
+        # what fills a LUKS1 backup up goes into a new file only: in place, the data may begin before its end
+        data = backup_of(backup) if file.is_detached else backup_of(backup)[: len(backup.area)]
         _keep(arguments, target, file.read(max(len(file.header.area), len(data))))
         file.replace(data)
     return 0
@@ -195,7 +196,7 @@ def _restore_over_damage(arguments: argparse.Namespace, target: str, backup: Hea
     found = known_signature(target, ignore="crypto_LUKS")
     if found and not arguments.force:
         raise DeviceError(f"{target} holds data ({found}) and no valid header; --force overwrites it")
-    data, first = backup_of(backup), backup.segments[0].offset
+    data, first = backup_of(backup)[: len(backup.area)], backup.segments[0].offset
     if not arguments.header and first < len(backup.area):
         raise UsageError(f"the backup is of a detached header; name its place with --header, not {target}")
     with locked_for_writing(target) as descriptor:

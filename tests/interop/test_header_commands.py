@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import random
 import shutil
 from pathlib import Path
 
@@ -90,4 +91,21 @@ def test_pinned_header_is_the_one_that_is_replaced(kind: str, tmp_path: Path) ->
         "header", "restore", "--header-uuid", cryptsetup("luksUUID", header).decode().strip(),
         "--header-sha256", hashlib.sha256(before).hexdigest(), "--header", header, backup,
     )  # fmt: skip
+    assert keyslot_of(header, files.key_file) == 0
+
+
+def test_data_right_behind_the_last_area_stay(tmp_path: Path) -> None:
+    """A LUKS1 backup is filled up to whole pages; data that begin before that stay, as with cryptsetup."""
+    files, header = make(tmp_path, "luks1", "cryptsetup", "attached")
+    data = random.Random(9).randbytes(4096)
+    with header.open("r+b") as stream:
+        os.pwrite(stream.fileno(), (EXTENTS["luks1"] // 512).to_bytes(4, "big"), 104)
+        os.pwrite(stream.fileno(), data, EXTENTS["luks1"])
+    backup, twin = tmp_path / "backup", tmp_path / "twin"
+    run("header", "backup", header, backup)
+    shutil.copyfile(header, twin)
+    run("header", "restore", header, backup)
+    cryptsetup("luksHeaderRestore", "--header-backup-file", backup, twin)
+    assert header.read_bytes() == twin.read_bytes()
+    assert header.read_bytes()[EXTENTS["luks1"] :].startswith(data)
     assert keyslot_of(header, files.key_file) == 0
