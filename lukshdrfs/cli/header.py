@@ -30,10 +30,12 @@ from lukshdrfs.luks import Header, parse_header
 from lukshdrfs.luks.backup import backup_of
 from lukshdrfs.luks.convert import to_luks1, to_luks2
 from lukshdrfs.luks.luks1_edit import set_uuid
+from lukshdrfs.luks.luks1_format import HEADER_ALIGNMENT
 from lukshdrfs.luks.luks2_edit import set_names
 from lukshdrfs.luks.luks2_format import KEYSLOTS_SIZE, METADATA_SIZE
 from lukshdrfs.luks.verify import Finding, verify
 from lukshdrfs.payload import FilePayload, known_signature
+from lukshdrfs.sectors import round_up
 from lukshdrfs.volume import (
     HeaderFile,
     LockedVolume,
@@ -202,7 +204,8 @@ def _restore_over_damage(arguments: argparse.Namespace, target: str, backup: Hea
     with locked_for_writing(target) as descriptor:
         file = HeaderFile(descriptor, target, backup)
         _check_pin(arguments, file, backup)
-        if file.is_regular and first == 0 and file.size > len(data) and not arguments.force:
+        largest = round_up(len(data), HEADER_ALIGNMENT)  # header files of LUKS1 are larger than their backups
+        if file.is_regular and first == 0 and file.size > largest and not arguments.force:
             raise DeviceError(f"{target} is larger than the header, and no header; --force overwrites its start")
         log.warning("%s; it is overwritten", error)
         _keep(arguments, target, file.read(len(data)))

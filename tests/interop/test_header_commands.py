@@ -16,8 +16,9 @@ from support.cryptsetup import (
     LuksFiles,
     cryptsetup,
     keyslot_of,
+    try_cryptsetup,
 )
-from support.keyslots import run
+from support.keyslots import opened_by_us, run
 from support.mounts import Argument, lukshdrfs
 
 pytestmark = pytest.mark.needs("cryptsetup")
@@ -51,6 +52,72 @@ def make(folder: Path, kind: str, maker: str, place: str) -> tuple[LuksFiles, Pa
     cryptsetup("luksFormat", *LAYOUTS[kind].options, *at, "--key-file", files.key_file, *where, files.payload)
     cryptsetup("luksAddKey", *CHEAP, "--key-file", files.key_file, header, second)
     return files, header
+
+
+@BY_PLACE
+@BY_MAKER
+@BY_TYPE
+def test_backups_are_the_same(kind: str, maker: str, place: str, tmp_path: Path) -> None:
+    """A backup that we make has the very bytes of cryptsetup's, whoever made the header."""
+    _, header = make(tmp_path, kind, maker, place)
+    ours, theirs = tmp_path / "ours", tmp_path / "theirs"
+    run("header", "backup", header, ours)
+    cryptsetup("luksHeaderBackup", "--header-backup-file", theirs, header)
+    assert ours.read_bytes() == theirs.read_bytes()
+
+
+@BY_PLACE
+@BY_MAKER
+@BY_TYPE
+@pytest.mark.parametrize("damage", ["keys", "start"])
+def test_restored_headers_are_the_same(kind: str, maker: str, place: str, damage: str, tmp_path: Path) -> None:
+    """
+    What we restore from cryptsetup's backup and what cryptsetup restores from ours is the same file, byte for byte.
+
+    That is so after the keys have changed, and where the header's start is lost.
+    """
+    files, header = make(tmp_path, kind, maker, place)
+    ours, theirs, twin = tmp_path / "ours", tmp_path / "theirs", tmp_path / "twin"
+    run("header", "backup", header, ours)
+    cryptsetup("luksHeaderBackup", "--header-backup-file", theirs, header)
+    intact = header.read_bytes()
+    if damage == "keys":
+        run("key", "change", *CHEAP, "--key-slot", "0", "--key-file", files.key_file,
+            "--new-key-file", tmp_path / "second", header)  # fmt: skip
+        assert keyslot_of(header, files.key_file) is None
+    else:
+        with header.open("r+b") as stream:
+            stream.write(bytes(64 << 10))
+        assert try_cryptsetup("luksDump", header).returncode != 0
+    shutil.copyfile(header, twin)
+
+    place_of: list[Argument] = ["--header", header] if place == "detached" else [header]
+    run("header", "restore", *place_of, theirs)
+    cryptsetup("luksHeaderRestore", "--header-backup-file", ours, twin)
+    ours_now, theirs_now = header.read_bytes(), twin.read_bytes()
+    if place == "detached" and damage == "keys":
+        # a header file is replaced as a whole: it ends where the backup does
+        assert ours_now[: EXTENTS[kind]] == theirs_now[: EXTENTS[kind]]
+        assert ours_now == theirs.read_bytes()
+    else:
+        assert ours_now == theirs_now
+    for restored in (header, twin):
+        assert keyslot_of(restored, files.key_file) == opened_by_us(restored, files.key_file) == 0
+    # LUKS1: what lies between phdr and keyslots is no part of a backup, and zeros in both programs
+    assert ours_now[4096 : EXTENTS[kind]] == intact[4096 : EXTENTS[kind]]
+    assert ours_now[:592] == intact[:592]
+
+
+@BY_MAKER
+@BY_TYPE
+def test_restored_where_there_was_none(kind: str, maker: str, tmp_path: Path) -> None:
+    """A backup of either program becomes a header file that opens in both."""
+    files, header = make(tmp_path, kind, maker, "detached")
+    backup, restored = tmp_path / "backup", tmp_path / "restored"
+    cryptsetup("luksHeaderBackup", "--header-backup-file", backup, header)
+    run("header", "restore", "--header", restored, backup)
+    assert restored.read_bytes() == backup.read_bytes()
+    assert keyslot_of(restored, files.key_file) == 0
 
 
 def test_backup_of_another_volume(tmp_path: Path) -> None:
