@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import itertools
 import os
 import random
 import shutil
@@ -15,11 +16,17 @@ from support.cryptsetup import (
     XTS_512,
     LuksFiles,
     cryptsetup,
+    dump,
+    json_metadata,
     keyslot_of,
     try_cryptsetup,
+    volume_key,
 )
+from support.dmcrypt import run_in_guest
 from support.keyslots import opened_by_us, run
 from support.mounts import Argument, lukshdrfs
+
+import lukshdrfs as package
 
 pytestmark = pytest.mark.needs("cryptsetup")
 
@@ -175,4 +182,95 @@ def test_data_right_behind_the_last_area_stay(tmp_path: Path) -> None:
     cryptsetup("luksHeaderRestore", "--header-backup-file", backup, twin)
     assert header.read_bytes() == twin.read_bytes()
     assert header.read_bytes()[EXTENTS["luks1"] :].startswith(data)
+    assert keyslot_of(header, files.key_file) == 0
+
+
+@BY_MAKER
+@BY_TYPE
+def test_exported_header(kind: str, maker: str, tmp_path: Path) -> None:
+    """An exported header is what cryptsetup's backup would be, and says what the attached one said."""
+    files, header = make(tmp_path, kind, maker, "attached")
+    before, backup = dump(header), tmp_path / "backup"
+    cryptsetup("luksHeaderBackup", "--header-backup-file", backup, header)
+    key = volume_key(LuksFiles(files.payload, files.payload, files.key_file))
+    run("header", "export", "--wipe", files.payload, files.header)
+    assert files.header.read_bytes() == backup.read_bytes()
+    assert dump(files.header) == before
+    assert volume_key(files) == key
+    assert try_cryptsetup("isLuks", files.payload).returncode != 0
+
+
+@pytest.mark.root
+@pytest.mark.needs("dmcrypt-vm")
+def test_kernel_opens_exported_and_attached(tmp_path: Path) -> None:
+    """The kernel finds the data with a header that was exported, and behind one that was attached."""
+    plain = {}
+    for number, (kind, maker) in enumerate(itertools.product(LAYOUTS, ("we", "cryptsetup"))):
+        folder = tmp_path / f"{number}"
+        folder.mkdir()
+        files, _ = make(folder, kind, maker, "attached")
+        with package.open_volume(files.payload, passphrase=files.secret) as volume:
+            plain[number] = random.Random(number).randbytes(volume.size)
+            volume.pwrite(plain[number], offset=0)
+            volume.flush()
+        shutil.copyfile(files.payload, folder / "attached.img")
+        run("header", "export", "--wipe", files.payload, files.header)
+        with (folder / "attached.img").open("r+b") as stream:
+            stream.write(random.Random(5).randbytes(MIB))
+        run("header", "attach", "--header", files.header, folder / "attached.img")
+    run_in_guest(
+        tmp_path,
+        """
+        for folder in [0-9]; do
+            cd $folder
+            cryptsetup open --readonly --header header.img --key-file second payload.img vol
+            sha256sum </dev/mapper/vol >sums
+            cryptsetup close vol
+            cryptsetup open --readonly --key-file key attached.img vol
+            sha256sum </dev/mapper/vol >>sums
+            cryptsetup close vol
+            cd ..
+        done
+        """,
+    )
+    for number, written in plain.items():
+        expected = f"{hashlib.sha256(written).hexdigest()}  -\n"
+        assert (tmp_path / f"{number}" / "sums").read_text() == 2 * expected
+
+
+@BY_MAKER
+@pytest.mark.parametrize("label", ["name", "", "b\u00fcro", "x" * 47])
+def test_label_and_subsystem(label: str, maker: str, tmp_path: Path) -> None:
+    """Label and subsystem that we set are what cryptsetup shows, and the header is the one that it would write."""
+    files, header = make(tmp_path, "luks2", maker, "detached")
+    twin = tmp_path / "twin"
+    cryptsetup("config", "--label", "before", "--subsystem", "stays", header)
+    shutil.copyfile(header, twin)
+    run("header", "set", "--label", label, header)
+    cryptsetup("config", "--label", label, "--subsystem", "stays", twin)
+    assert dump(header) == dump(twin)
+    assert json_metadata(header) == json_metadata(twin)
+    ours, theirs = header.read_bytes(), twin.read_bytes()
+    assert ours[:104] == theirs[:104]  # up to the checksum's salt: sizes, epoch, label
+    assert ours[168:256] == theirs[168:256]  # UUID, subsystem
+    assert ours[32 << 10 :] == theirs[32 << 10 :]
+    run("header", "set", "--subsystem", label, header)
+    assert f"Subsystem:     \t{label or '(no subsystem)'}\n" in dump(header)
+    assert keyslot_of(header, files.key_file) == 0
+
+
+@BY_MAKER
+@BY_TYPE
+def test_uuid(kind: str, maker: str, tmp_path: Path) -> None:
+    """A UUID that we set is what `luksUUID` sets."""
+    uuid = "0b1d6d2e-5d4a-4a2f-9d0a-31a3a5b5c0de"
+    files, header = make(tmp_path, kind, maker, "detached")
+    twin = tmp_path / "twin"
+    shutil.copyfile(header, twin)
+    run("header", "set", "--uuid", uuid, header)
+    cryptsetup("luksUUID", "--uuid", uuid, twin)
+    assert cryptsetup("luksUUID", header).decode() == f"{uuid}\n"
+    assert dump(header) == dump(twin)
+    if kind == "luks1":
+        assert header.read_bytes() == twin.read_bytes()
     assert keyslot_of(header, files.key_file) == 0
