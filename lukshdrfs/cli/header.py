@@ -8,6 +8,7 @@ import logging
 import os
 import sys
 import uuid
+from contextlib import ExitStack
 from itertools import count
 from pathlib import Path
 from typing import Any
@@ -29,11 +30,13 @@ from lukshdrfs.luks import Header, parse_header
 from lukshdrfs.luks.backup import backup_of
 from lukshdrfs.luks.convert import to_luks1, to_luks2
 from lukshdrfs.luks.luks1_edit import set_uuid
+from lukshdrfs.luks.luks1_format import HEADER_ALIGNMENT
 from lukshdrfs.luks.luks2_edit import set_names
 from lukshdrfs.luks.luks2_format import KEYSLOTS_SIZE, METADATA_SIZE
 from lukshdrfs.luks.shared import choose_payload, exported
 from lukshdrfs.luks.verify import Finding, verify
 from lukshdrfs.payload import FilePayload, known_signature
+from lukshdrfs.sectors import round_up
 from lukshdrfs.volume import (
     HeaderFile,
     LockedVolume,
@@ -148,14 +151,27 @@ def _restore(arguments: argparse.Namespace) -> int:
             raise DeviceError(f"{target} is not there")
         create_header_file(Path(target), backup_of(backup))
         return 0
-    try:
-        with open_header(target, pin(arguments)) as file:
-            _check_same_volume(file, backup, force=arguments.force)
-            _keep(arguments, target, file.read(max(len(file.header.area), len(backup_of(backup)))))
-            file.replace(backup_of(backup))
-    except HeaderError as error:
-        _restore_over_damage(arguments, target, backup, error)
+    with ExitStack() as stack:
+        try:
+            file = stack.enter_context(open_header(target))
+        except HeaderError as error:
+            _restore_over_damage(arguments, target, backup, error)
+            return 0
+        _check_pin(arguments, file, file.header)
+        _check_same_volume(file, backup, force=arguments.force)
+        # what fills a LUKS1 backup up goes into a new file only: in place, the data may begin before its end
+        data = backup_of(backup) if file.is_detached else backup_of(backup)[: len(backup.area)]
+        _keep(arguments, target, file.read(max(len(file.header.area), len(data))))
+        file.replace(data)
     return 0
+
+
+def _check_pin(arguments: argparse.Namespace, file: HeaderFile, header: Header) -> None:
+    """Raise HeaderError unless what is to be overwritten is what the user pinned; `header` has its UUID."""
+    pinned = pin(arguments)
+    if pinned.sha256:
+        pinned.check_bytes(file.read(file.size), file.name)
+    pinned.check_uuid(header, file.name)
 
 
 def _check_same_volume(file: HeaderFile, backup: Header, *, force: bool) -> None:
@@ -181,17 +197,17 @@ def _key_size(header: Header) -> int | None:
 
 def _restore_over_damage(arguments: argparse.Namespace, target: str, backup: Header, error: HeaderError) -> None:
     """Restore where there is no valid header to compare with."""
-    if pin(arguments).uuid and pin(arguments).uuid.lower() != backup.uuid.lower():
-        raise error
     found = known_signature(target, ignore="crypto_LUKS")
     if found and not arguments.force:
         raise DeviceError(f"{target} holds data ({found}) and no valid header; --force overwrites it")
-    data, first = backup_of(backup), backup.segments[0].offset
+    data, first = backup_of(backup)[: len(backup.area)], backup.segments[0].offset
     if not arguments.header and first < len(backup.area):
         raise UsageError(f"the backup is of a detached header; name its place with --header, not {target}")
     with locked_for_writing(target) as descriptor:
         file = HeaderFile(descriptor, target, backup)
-        if file.is_regular and first == 0 and file.size > len(data) and not arguments.force:
+        _check_pin(arguments, file, backup)
+        largest = round_up(len(data), HEADER_ALIGNMENT)  # header files of LUKS1 are larger than their backups
+        if file.is_regular and first == 0 and file.size > largest and not arguments.force:
             raise DeviceError(f"{target} is larger than the header, and no header; --force overwrites its start")
         log.warning("%s; it is overwritten", error)
         _keep(arguments, target, file.read(len(data)))

@@ -30,10 +30,13 @@ def repair_luks1(data: bytes, size: int) -> tuple[tuple[str, ...], HeaderEdit]:
     if len(data) < HEADER_SIZE:
         raise HeaderError(f"the LUKS1 header is cut off: it needs {HEADER_SIZE} bytes, there are {len(data)}")
     key_size, slots = PHDR.unpack_from(data)[6], read_slots(data)
-    if key_size not in _KEY_SIZES:
-        raise HeaderError(f"a key of {key_size} bytes is not usual; this header is not repaired automatically")
-    if slots[0].offset_sectors < AREA_ALIGNMENT // SECTOR:
-        raise HeaderError("the keyslots are not where they usually are; this header is not repaired automatically")
+    unusual = _unusual(key_size, slots)
+    if unusual:
+        try:
+            parse_luks1(data, size)
+        except HeaderError:
+            raise HeaderError(f"{unusual}; this header is not repaired automatically") from None
+        return (), HeaderEdit(())
     found: list[str] = []
     repaired = bytearray(data)
     _repair_names(repaired, found)
@@ -45,6 +48,15 @@ def repair_luks1(data: bytes, size: int) -> tuple[tuple[str, ...], HeaderEdit]:
         return (), HeaderEdit(())
     # both sectors of the phdr at once: none of what changes belongs to a keyslot that is in use
     return tuple(found), HeaderEdit(((Write(0, bytes(repaired[:HEADER_SIZE])),),))
+
+
+def _unusual(key_size: int, slots: list[Slot]) -> str:
+    """Return why it is not known what the header was, empty if it is."""
+    if key_size not in _KEY_SIZES:
+        return f"a key of {key_size} bytes is not usual"
+    if slots[0].offset_sectors < AREA_ALIGNMENT // SECTOR:
+        return "the keyslots are not where they usually are"
+    return ""
 
 
 def _repair_names(data: bytearray, found: list[str]) -> None:

@@ -7,7 +7,6 @@ Source: LUKS2 specification, section 2.1 (binary header); cryptsetup, lib/luks2/
 
 from __future__ import annotations
 
-import json
 import logging
 import os
 import struct
@@ -63,7 +62,7 @@ class BinaryHeader:
 
         Raises HeaderError if the metadata do not fit.
         """
-        text = json.dumps(metadata, separators=(",", ":"), ensure_ascii=False).encode("utf-8", "surrogateescape")
+        text = sj.dump(metadata)
         if len(text) >= self.json_size:  # a NUL comes after it
             raise HeaderError(f"the header has no room: its metadata need {len(text) + 1} of {self.json_size} bytes")
         json_area = text.ljust(self.json_size, b"\0")

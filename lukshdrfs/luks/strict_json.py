@@ -11,7 +11,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Iterator
-from typing import Any, TypeVar
+from typing import Any, Self, TypeVar
 
 from lukshdrfs.errors import HeaderError
 
@@ -25,7 +25,21 @@ MAX_DEPTH = 32
 
 _LONGEST_INTEGER = 100
 _SPACE = " \t\n\r"
+_HALF_PAIR = re.compile("[\ud800-\udc7f\udd00-\udfff]")
+"""Surrogates but those that `surrogateescape` has for bytes that are no UTF-8."""
 _KINDS = {dict: "an object", list: "an array", str: "a string", int: "an integer"}
+
+
+class WrittenFloat(float):
+    """A number that is no integer, and how it was written: no field has one, but other programs' members may."""
+
+    def __new__(cls, text: str) -> Self:
+        """Keep the text beside the value."""
+        made = super().__new__(cls, text)
+        made.text = text
+        return made
+
+    text: str
 
 
 def load(area: bytes) -> Json:
@@ -43,7 +57,8 @@ def load(area: bytes) -> Json:
         raise HeaderError("LUKS2 JSON area does not start with '{'")
     text = text_bytes.decode("utf-8", errors="surrogateescape")  # json-c takes any bytes in strings
     try:
-        value, end = json.JSONDecoder(strict=False, parse_int=_integer).raw_decode(text)
+        decoder = json.JSONDecoder(strict=False, parse_int=_integer, parse_float=WrittenFloat)
+        value, end = decoder.raw_decode(text)
     except (ValueError, RecursionError) as error:
         raise HeaderError(f"LUKS2 JSON area cannot be parsed: {error}") from None
     if text[end:].strip(_SPACE):
@@ -51,6 +66,23 @@ def load(area: bytes) -> Json:
     _check_depth(value)
     assert isinstance(value, dict)
     return _cut_at_nul(value) if "\\u0000" in text else value
+
+
+def dump(value: Any) -> bytes:
+    """
+    Return what `load` has made as JSON text, without spaces, as json-c writes it.
+
+    Half a surrogate pair becomes U+FFFD, which is what json-c takes it for.
+    """
+    return _HALF_PAIR.sub("\ufffd", _text(value)).encode("utf-8", "surrogateescape")
+
+
+def _text(value: Any) -> str:
+    if isinstance(value, dict):
+        return "{" + ",".join(f"{_text(key)}:{_text(child)}" for key, child in value.items()) + "}"
+    if isinstance(value, list):
+        return "[" + ",".join(map(_text, value)) + "]"
+    return value.text if isinstance(value, WrittenFloat) else json.dumps(value, ensure_ascii=False)
 
 
 def _cut_at_nul(value: Any) -> Any:

@@ -37,16 +37,10 @@ def made_by_qemu(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPa
     plain = folder / "plain.img"
     plain.write_bytes(random.Random(10).randbytes(SIZE))
     options = f"key-secret=s,iter-time=10,{CIPHERS[request.param]}"
-    create: list[str | Path] = [
+    qemu.run_timed(
         program("qemu-img"), "create", "-q", "-f", "luks", *qemu.luks_secret(files.key_file),
         "-o", options, files.payload, str(SIZE),
-    ]  # fmt: skip
-    for _ in range(5):
-        # it times itself, and gives up on a machine whose clock of CPU time is rough: try again
-        done = subprocess.run(create, capture_output=True, text=True, check=False)
-        if "accurate CPU usage" not in done.stderr:
-            break
-    assert done.returncode == 0, done.stderr
+    )  # fmt: skip
     qemu.run(
         program("qemu-img"), "convert", "-n", *qemu.luks_secret(files.key_file), "-f", "raw", plain,
         "--target-image-opts", qemu.attached(files.payload),

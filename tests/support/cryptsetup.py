@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
+import json
+import re
 import shutil
 import subprocess
 from pathlib import Path
+from typing import Any
 
 from support.tools import program
 
@@ -65,9 +68,7 @@ class LuksFiles:
 
 def cryptsetup(*arguments: str | Path, stdin: bytes = b"") -> bytes:
     """Run cryptsetup and return its output."""
-    done = subprocess.run(
-        [program("cryptsetup"), "--batch-mode", *arguments], input=stdin, capture_output=True, check=False
-    )
+    done = try_cryptsetup(*arguments, stdin=stdin)
     assert done.returncode == 0, f"cryptsetup {arguments}: {done.returncode} {done.stderr.decode()}"
     return done.stdout
 
@@ -95,6 +96,33 @@ def decrypted(files: LuksFiles) -> bytes:
         "--key-file", files.key_file, "--header", header, payload,
     )  # fmt: skip
     return payload.read_bytes()
+
+
+def try_cryptsetup(*arguments: str | Path, stdin: bytes = b"") -> subprocess.CompletedProcess[bytes]:
+    """Run cryptsetup, which may fail."""
+    return subprocess.run(
+        [program("cryptsetup"), "--batch-mode", *arguments], input=stdin, capture_output=True, check=False
+    )
+
+
+def keyslot_of(header: Path, key_file: Path, *options: str) -> int | None:
+    """Return the number of the keyslot that cryptsetup opens with a key file, None if it opens none."""
+    done = try_cryptsetup("open", "--test-passphrase", "--verbose", *options, "--key-file", key_file, header)
+    opened = re.search(rb"^Key slot (\d+) unlocked\.$", done.stdout, re.MULTILINE)
+    assert (done.returncode == 0) == bool(opened), done.stderr.decode()
+    return int(opened[1]) if opened else None
+
+
+def dump(header: Path) -> str:
+    """Return what cryptsetup says about a header, without the line that names it."""
+    return cryptsetup("luksDump", header).decode().partition("\n")[2]
+
+
+def json_metadata(header: Path) -> dict[str, Any]:
+    """Return the metadata of a LUKS2 header as cryptsetup has read it."""
+    found = json.loads(cryptsetup("luksDump", "--dump-json-metadata", header))
+    assert isinstance(found, dict)
+    return found
 
 
 def volume_key(files: LuksFiles) -> bytes:

@@ -37,6 +37,19 @@ def run(*command: str | Path) -> str:
     return done.stdout
 
 
+def run_timed(*command: str | Path) -> None:
+    """
+    Run qemu-img where it times itself to choose a number of iterations.
+
+    It gives up on a machine whose clock of CPU time is rough, or that is busy: it is asked again.
+    """
+    for _ in range(20):
+        done = subprocess.run(command, capture_output=True, text=True, check=False)
+        if "accurate CPU usage" not in done.stderr:
+            break
+    assert done.returncode == 0, done.stderr
+
+
 @contextlib.contextmanager
 def held_open(image: Path) -> Iterator[None]:
     """Have a QEMU process open `image` for writing, with QEMU's locks on it."""

@@ -237,3 +237,23 @@ def test_object_names_are_numbers(name: str) -> None:
     assert list(sj.objects({"keyslots": {"3": 1, "10": 2}}, "keyslots")) == [("3", 1), ("10", 2)]
     with pytest.raises(HeaderError, match="not a number"):
         list(sj.objects({"keyslots": {name: {}}}, "keyslots"))
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        '{"a":1.50,"b":1e3,"c":-0.0,"d":1E-400,"e":0.1234567890123456789012}',
+        '{"a":[],"b":{},"c":[[1],{"d":null}],"e":true,"f":false,"g":12345678901234567}',
+        '{"a":"\\"\\\\ \\u0001\\t é","é":"\\u007f"}'.replace("\\u007f", "\x7f"),
+    ],
+)
+def test_dumps_what_it_loaded(text: str) -> None:
+    """Members of other programs are written as they were read, numbers digit by digit."""
+    assert sj.dump(sj.load(text.encode() + b"\0")) == text.encode()
+
+
+def test_dumps_what_is_no_text() -> None:
+    """Bytes that are no UTF-8 stay; half a surrogate pair is U+FFFD, for which json-c takes it."""
+    assert sj.dump(sj.load(b'{"a":"\xff\x80"}\0')) == b'{"a":"\xff\x80"}'
+    assert sj.dump(sj.load(rb'{"a":"x\ud800y"}' + b"\0")) == '{"a":"x\ufffdy"}'.encode()
+    assert sj.dump(sj.load(rb'{"a":"\ud83d\ude00"}' + b"\0")) == '{"a":"\U0001f600"}'.encode()
