@@ -51,7 +51,7 @@ function _shtab_lukshdrfs_using
 end
 
 set -g _shtab_lukshdrfs_commands mount unmount umount lock status create check info key 'key add' 'key change' 'key remove' 'key list' 'key test' header 'header backup' 'header restore' 'header verify' 'header repair' 'header convert' 'header export' 'header attach' 'header set' benchmark install-mount-helper
-set -g _shtab_lukshdrfs_opts_with_value --cache --cipher --data-path --directory --first-name --hash --header --header-backup-file --header-sha256 --header-timeout --header-uuid --idle-timeout --iter-time --keep --key-description --key-file --key-size --key-slot --keyfile-offset --keyfile-size --keyslot-cipher --keyslot-key-size --label --luks2-keyslots-size --luks2-metadata-size --map --max-time --name --new-key-file --new-key-slot --new-keyfile-offset --new-keyfile-size --new-passphrase-file --offset --output --passphrase-file --payload-format --payload-name --pbkdf --pbkdf-force-iterations --pbkdf-memory --pbkdf-parallel --priority --sector-size --shared-header --size --subsystem --tries --type --uuid --volume-key-file --workers -S -T -c -d -i -l -o -s
+set -g _shtab_lukshdrfs_opts_with_value --cache --cipher --data-path --directory --first-name --from --hash --header --header-backup-file --header-sha256 --header-timeout --header-uuid --idle-timeout --iter-time --keep --key-description --key-file --key-size --key-slot --keyfile-offset --keyfile-size --keyslot-cipher --keyslot-key-size --label --luks2-keyslots-size --luks2-metadata-size --map --max-time --name --new-key-file --new-key-slot --new-keyfile-offset --new-keyfile-size --new-passphrase-file --offset --output --passphrase-file --payload-format --payload-name --pbkdf --pbkdf-force-iterations --pbkdf-memory --pbkdf-parallel --priority --sector-size --shared-header --size --subsystem --tries --type --uuid --volume-key-file --workers -S -T -c -d -i -l -o -s
 
 complete -c lukshdrfs -e
 complete -c lukshdrfs -f
@@ -75,9 +75,11 @@ complete -c lukshdrfs -n '_shtab_lukshdrfs_using mount' -s T -l tries -x -d 'tim
 complete -c lukshdrfs -n '_shtab_lukshdrfs_using mount' -s r -l read-only -d 'refuse every write'
 complete -c lukshdrfs -n '_shtab_lukshdrfs_using mount' -s f -l foreground -d 'stay in the foreground'
 complete -c lukshdrfs -n '_shtab_lukshdrfs_using mount' -l name -x -d 'name of the file in the mounted directory (image)'
-complete -c lukshdrfs -n '_shtab_lukshdrfs_using mount' -l payload-format -x -d raw
+complete -c lukshdrfs -n '_shtab_lukshdrfs_using mount' -l payload-format -x -d 'raw or qcow2; never guessed (raw)'
 complete -c lukshdrfs -n '_shtab_lukshdrfs_using mount' -l cache -x -d 'writeback, writethrough, none (writeback)'
 complete -c lukshdrfs -n '_shtab_lukshdrfs_using mount' -l workers -x -d 'requests served at once (16)'
+complete -c lukshdrfs -n '_shtab_lukshdrfs_using mount' -l force-header -d 'take a damaged header, to save what can be read (-r)'
+complete -c lukshdrfs -n '_shtab_lukshdrfs_using mount' -l preserve-times -d 'leave the payload'"'"'s times as they were'
 complete -c lukshdrfs -n '_shtab_lukshdrfs_using mount' -l payload-name -x -d 'which payload of a header that several share'
 complete -c lukshdrfs -n '_shtab_lukshdrfs_using mount' -l growable -d 'truncate of the image resizes the payload, a file'
 complete -c lukshdrfs -n '_shtab_lukshdrfs_using mount' -l data-path -x -d 'auto, native, python (auto)'
@@ -123,7 +125,7 @@ complete -c lukshdrfs -n '_shtab_lukshdrfs_using create' -l shared-header -xka "
 complete -c lukshdrfs -n '_shtab_lukshdrfs_using create' -l payload-name -x -d 'with it: what to call this payload (its file'"'"'s name)'
 complete -c lukshdrfs -n '_shtab_lukshdrfs_using create' -l first-name -x -d 'with it: what to call the first (first)'
 complete -c lukshdrfs -n '_shtab_lukshdrfs_using create' -l size -x -d 'create the payload with this many bytes (K, M, G, T)'
-complete -c lukshdrfs -n '_shtab_lukshdrfs_using create' -l payload-format -x -d raw
+complete -c lukshdrfs -n '_shtab_lukshdrfs_using create' -l payload-format -x -d 'raw or qcow2 (raw)'
 complete -c lukshdrfs -n '_shtab_lukshdrfs_using create' -l type -x -d 'luks2 or luks1 (luks2)'
 complete -c lukshdrfs -n '_shtab_lukshdrfs_using create' -s c -l cipher -x -d aes-xts-plain64
 complete -c lukshdrfs -n '_shtab_lukshdrfs_using create' -s s -l key-size -x -d '512 for xts, else 256'
@@ -166,6 +168,7 @@ complete -c lukshdrfs -n '_shtab_lukshdrfs_using info' -s h -l help -d 'show thi
 complete -c lukshdrfs -n '_shtab_lukshdrfs_using info' -l header -xka "(__fish_complete_path (commandline -ct))" -d 'detached header: a path, fd:N or - (standard input); repeatable, the first that opens wins'
 complete -c lukshdrfs -n '_shtab_lukshdrfs_using info' -l header-sha256 -x -d 'refuse any header file but this'
 complete -c lukshdrfs -n '_shtab_lukshdrfs_using info' -l header-uuid -x -d 'refuse any volume but this'
+complete -c lukshdrfs -n '_shtab_lukshdrfs_using info' -l payload-format -x -d 'raw or qcow2 (raw)'
 complete -c lukshdrfs -n '_shtab_lukshdrfs_using info' -l json -d 'print one JSON document'
 complete -c lukshdrfs -n '_shtab_lukshdrfs_using info' -s v -l verbose -d 'log more; twice for everything'
 complete -c lukshdrfs -n '_shtab_lukshdrfs_using info' -s q -l quiet -d 'log errors only'
@@ -321,6 +324,8 @@ complete -c lukshdrfs -n '_shtab_lukshdrfs_using header repair' -s h -l help -d 
 complete -c lukshdrfs -n '_shtab_lukshdrfs_using header repair' -l header -xka "(__fish_complete_path (commandline -ct))" -d 'detached header: a path, fd:N or - (standard input); repeatable, the first that opens wins'
 complete -c lukshdrfs -n '_shtab_lukshdrfs_using header repair' -l header-sha256 -x -d 'refuse any header file but this'
 complete -c lukshdrfs -n '_shtab_lukshdrfs_using header repair' -l header-uuid -x -d 'refuse any volume but this'
+complete -c lukshdrfs -n '_shtab_lukshdrfs_using header repair' -l from -xka "(__fish_complete_path (commandline -ct))" -d 'put this sound copy in its place, if it is damaged'
+complete -c lukshdrfs -n '_shtab_lukshdrfs_using header repair' -l keep -xka "(__fish_complete_path (commandline -ct))" -d 'with --from: where the copy of what is overwritten goes'
 complete -c lukshdrfs -n '_shtab_lukshdrfs_using header repair' -l force -d 'even if something else is recognised in its place'
 complete -c lukshdrfs -n '_shtab_lukshdrfs_using header repair' -s v -l verbose -d 'log more; twice for everything'
 complete -c lukshdrfs -n '_shtab_lukshdrfs_using header repair' -s q -l quiet -d 'log errors only'

@@ -26,7 +26,8 @@ from lukshdrfs.luks.luks1 import SECTOR as LUKS1_SECTOR_SIZE
 from lukshdrfs.luks.luks1_format import HEADER_ALIGNMENT, Luks1Format, format_luks1, header_size
 from lukshdrfs.luks.luks2_format import KEYSLOTS_SIZE, METADATA_SIZE, Luks2Format, format_luks2, segment_object
 from lukshdrfs.luks.shared import add_payload
-from lukshdrfs.payload import FilePayload, known_signature
+from lukshdrfs.payload import EnginePayload, FilePayload, is_network, known_signature
+from lukshdrfs.payload.engine import create_image
 from lukshdrfs.secret import SecretBytes
 from lukshdrfs.sectors import SECTOR_SIZES, round_down, round_up
 from lukshdrfs.volume import (
@@ -59,7 +60,7 @@ def add_parser(subparsers: Subparsers) -> None:
     parser.add_argument("--payload-name", metavar="NAME", help="with it: what to call this payload (its file's name)")
     parser.add_argument("--first-name", default="first", metavar="NAME", help="with it: what to call the first (first)")
     parser.add_argument("--size", type=size, metavar="N", help="create the payload with this many bytes (K, M, G, T)")
-    parser.add_argument("--payload-format", default="raw", metavar="F", help="raw")
+    parser.add_argument("--payload-format", default="raw", metavar="F", help="raw or qcow2 (raw)")
     parser.add_argument("--type", default="luks2", metavar="T", help="luks2 or luks1 (luks2)")
     parser.add_argument("-c", "--cipher", default="aes-xts-plain64", metavar="SPEC", help="aes-xts-plain64")
     parser.add_argument("-s", "--key-size", type=number, metavar="BITS", help="512 for xts, else 256")
@@ -173,8 +174,10 @@ def _existing_secret(arguments: argparse.Namespace) -> SecretBytes:
 
 def _check(arguments: argparse.Namespace) -> None:
     """Raise UsageError for what cannot be, or cannot be together."""
-    if arguments.payload_format != "raw":
-        raise UsageError(f"payload format {arguments.payload_format!r} is not supported; expected raw")
+    if arguments.payload_format not in ("raw", "qcow2"):
+        raise UsageError(f"payload format {arguments.payload_format!r} is not supported; expected raw or qcow2")
+    if _with_engine(arguments) and not _detached(arguments):
+        raise UsageError("an attached header is for a plain file or device; name a place for it with --header")
     if arguments.type not in ("luks1", "luks2"):
         raise UsageError(f"--type {arguments.type} is not supported; expected luks2 or luks1")
     if arguments.uuid is not None:
@@ -183,14 +186,19 @@ def _check(arguments: argparse.Namespace) -> None:
         raise UsageError("give --key-file or --passphrase-file, not both")
     if [*arguments.key_file, arguments.passphrase_file, arguments.volume_key_file].count("-") > 1:
         raise UsageError("standard input can be one key, not several")
-    if arguments.shared_header is not None and (arguments.header or arguments.type == "luks1"):
-        raise UsageError("--shared-header is a LUKS2 header that is there; leave out --header and --type")
-    if arguments.shared_header is None and arguments.payload_name is not None:
-        raise UsageError("--payload-name is for --shared-header")
+    _check_shared(arguments)
     if arguments.size == 0:
         raise UsageError("--size 0: the volume would be empty")
     if arguments.type == "luks1":
         _check_luks1(arguments)
+
+
+def _check_shared(arguments: argparse.Namespace) -> None:
+    """Raise UsageError for what does not go together with a header that is there."""
+    if arguments.shared_header is not None and (arguments.header or arguments.type == "luks1"):
+        raise UsageError("--shared-header is a LUKS2 header that is there; leave out --header and --type")
+    if arguments.shared_header is None and arguments.payload_name is not None:
+        raise UsageError("--payload-name is for --shared-header")
 
 
 def _check_luks1(arguments: argparse.Namespace) -> None:
@@ -319,12 +327,16 @@ def _check_header_place(arguments: argparse.Namespace) -> None:
 def _payload(arguments: argparse.Namespace) -> Iterator[tuple[FilePayload, bool]]:
     """Yield the payload, opened and locked, and whether it was made here; if so, it goes when something fails."""
     name = arguments.payload
-    created = not os.path.lexists(name)
+    created = not is_network(name) and not os.path.lexists(name)
     if created and arguments.size is None:
         raise DeviceError(f"payload {name} is not there; --size creates it")
     if not created and arguments.size is not None and arguments.offset is None:
         raise UsageError(f"payload {name} is there already and keeps its size; leave out --size, or say --offset, too")
     try:
+        if _with_engine(arguments):
+            with _engine_payload(arguments, created=created) as payload:
+                yield payload, created
+            return
         if created:
             _create_payload(name, arguments.size)
         elif _window(arguments, created=created) is None:
@@ -337,6 +349,25 @@ def _payload(arguments: argparse.Namespace) -> Iterator[tuple[FilePayload, bool]
         if created:
             Path(name).unlink(missing_ok=True)
         raise
+
+
+def _with_engine(arguments: argparse.Namespace) -> bool:
+    return arguments.payload_format != "raw" or is_network(arguments.payload)
+
+
+def _engine_payload(arguments: argparse.Namespace, *, created: bool) -> EnginePayload:
+    """Return a payload that an engine opens, made here or looked at for data that is recognised."""
+    name = arguments.payload
+    if created:
+        create_image(name, arguments.payload_format, arguments.size)
+    payload = EnginePayload.start(name, arguments.payload_format, read_only=False)
+    if not created:
+        try:
+            _refuse_known_data(payload.path, force=arguments.force)
+        except BaseException:
+            payload.close()
+            raise
+    return payload
 
 
 def _create_payload(name: str, size_: int) -> None:
@@ -365,9 +396,12 @@ def _fill(
     arguments: argparse.Namespace, payload: FilePayload, form: Luks1Format | Luks2Format, *, created: bool
 ) -> None:
     """Fill the payload, or the window of it that is the volume, if that is asked for or it was made here."""
-    if created if arguments.wipe is None else arguments.wipe:
+    thin = _with_engine(arguments)
+    if created and not thin if arguments.wipe is None else arguments.wipe:
         window = _window(arguments, created=created)
         _wipe(payload, (form.data_offset, window) if window is not None else (0, payload.size), created=created)
+    elif created and thin:
+        sys.stderr.write("the payload is thin: its size shows how much has been written, its tables where\n")
     elif created:
         sys.stderr.write("the payload is sparse: it shows how much of it is used, and that it is not random data\n")
 

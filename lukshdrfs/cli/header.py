@@ -5,11 +5,8 @@ from __future__ import annotations
 import argparse
 import json
 import logging
-import os
 import sys
 import uuid
-from contextlib import ExitStack
-from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -24,26 +21,24 @@ from lukshdrfs.cli.arguments import (
     secret_source,
 )
 from lukshdrfs.cli.logs import printable
+from lukshdrfs.cli.restoring import keep, repair_from, restore
 from lukshdrfs.cli.unlocking import editable_header, header_name, readable_header, unlocked
 from lukshdrfs.errors import DeviceError, HeaderError, LukshdrfsError, UsageError
 from lukshdrfs.luks import Header, parse_header
 from lukshdrfs.luks.backup import backup_of
 from lukshdrfs.luks.convert import to_luks1, to_luks2
 from lukshdrfs.luks.luks1_edit import set_uuid
-from lukshdrfs.luks.luks1_format import HEADER_ALIGNMENT
 from lukshdrfs.luks.luks2_edit import set_names
 from lukshdrfs.luks.luks2_format import KEYSLOTS_SIZE, METADATA_SIZE
 from lukshdrfs.luks.shared import choose_payload, exported
 from lukshdrfs.luks.verify import Finding, verify
 from lukshdrfs.payload import FilePayload, known_signature
-from lukshdrfs.sectors import round_up
+from lukshdrfs.secret import SecretBytes
 from lukshdrfs.volume import (
-    HeaderFile,
     LockedVolume,
     create_header_file,
     fill_with_random,
-    locked_for_writing,
-    open_header,
+    plaintext_signature,
     read_header,
     repair_header,
     source_descriptor,
@@ -80,6 +75,10 @@ def add_parser(subparsers: Subparsers) -> None:
 
     parser = add_command(commands, "repair", "mend a damaged header from what is known about it")
     _add_target(parser)
+    parser.add_argument(
+        "--from", dest="source", metavar="FILE", help="put this sound copy in its place, if it is damaged"
+    )
+    parser.add_argument("--keep", metavar="FILE", help="with --from: where the copy of what is overwritten goes")
     parser.add_argument("--force", action="store_true", help="even if something else is recognised in its place")
     parser.set_defaults(run=_repair)
 
@@ -145,86 +144,8 @@ def _backup(arguments: argparse.Namespace) -> int:
 
 def _restore(arguments: argparse.Namespace) -> int:
     backup = read_header(_split_names(arguments))
-    target = header_name(arguments)
-    if not os.path.lexists(target):
-        if not arguments.header:
-            raise DeviceError(f"{target} is not there")
-        create_header_file(Path(target), backup_of(backup))
-        return 0
-    with ExitStack() as stack:
-        try:
-            file = stack.enter_context(open_header(target))
-        except HeaderError as error:
-            _restore_over_damage(arguments, target, backup, error)
-            return 0
-        _check_pin(arguments, file, file.header)
-        _check_same_volume(file, backup, force=arguments.force)
-        # what fills a LUKS1 backup up goes into a new file only: in place, the data may begin before its end
-        data = backup_of(backup) if file.is_detached else backup_of(backup)[: len(backup.area)]
-        _keep(arguments, target, file.read(max(len(file.header.area), len(data))))
-        file.replace(data)
+    restore(arguments, backup, header_name(arguments))
     return 0
-
-
-def _check_pin(arguments: argparse.Namespace, file: HeaderFile, header: Header) -> None:
-    """Raise HeaderError unless what is to be overwritten is what the user pinned; `header` has its UUID."""
-    pinned = pin(arguments)
-    if pinned.sha256:
-        pinned.check_bytes(file.read(file.size), file.name)
-    pinned.check_uuid(header, file.name)
-
-
-def _check_same_volume(file: HeaderFile, backup: Header, *, force: bool) -> None:
-    now = file.header
-    differences = {
-        "type": (now.type, backup.type),
-        "UUID": (now.uuid, backup.uuid),
-        "data offset": (now.segments[0].offset, backup.segments[0].offset),
-        "key size": (_key_size(now), _key_size(backup)),
-    }
-    for what, (here, there) in differences.items():
-        if here == there:
-            continue
-        message = f"{file.name} has the {what} {here}, the backup {there}"
-        if not force:
-            raise HeaderError(f"{message}: it is another volume's; --force restores it all the same")
-        log.warning("%s", message)
-
-
-def _key_size(header: Header) -> int | None:
-    return next((slot.key_size for slot in header.keyslots if slot.type == "luks2"), None)
-
-
-def _restore_over_damage(arguments: argparse.Namespace, target: str, backup: Header, error: HeaderError) -> None:
-    """Restore where there is no valid header to compare with."""
-    found = known_signature(target, ignore="crypto_LUKS")
-    if found and not arguments.force:
-        raise DeviceError(f"{target} holds data ({found}) and no valid header; --force overwrites it")
-    data, first = backup_of(backup)[: len(backup.area)], backup.segments[0].offset
-    if not arguments.header and first < len(backup.area):
-        raise UsageError(f"the backup is of a detached header; name its place with --header, not {target}")
-    with locked_for_writing(target) as descriptor:
-        file = HeaderFile(descriptor, target, backup)
-        _check_pin(arguments, file, backup)
-        largest = round_up(len(data), HEADER_ALIGNMENT)  # header files of LUKS1 are larger than their backups
-        if file.is_regular and first == 0 and file.size > largest and not arguments.force:
-            raise DeviceError(f"{target} is larger than the header, and no header; --force overwrites its start")
-        log.warning("%s; it is overwritten", error)
-        _keep(arguments, target, file.read(len(data)))
-        file.overwrite(data)
-
-
-def _keep(arguments: argparse.Namespace, target: str, data: bytes) -> None:
-    """Save what is about to be overwritten, and say where."""
-    if arguments.keep:
-        kept = Path(arguments.keep)
-    else:
-        folder = Path(os.path.realpath(target)).parent
-        folder = Path.cwd() if folder.is_relative_to("/dev") else folder
-        names = (folder / f"{Path(target).name}.before{n or ''}" for n in count())
-        kept = next(name for name in names if not os.path.lexists(name))
-    create_header_file(kept, data)
-    sys.stderr.write(f"what was there is kept in {printable(str(kept))}\n")
 
 
 def _verify(arguments: argparse.Namespace) -> int:
@@ -238,9 +159,9 @@ def _verify(arguments: argparse.Namespace) -> int:
     else:
         document |= {"type": header.type, "uuid": header.uuid}
         findings += verify(header, max(_size(name), len(header.area)))
-        findings += _verify_secret(header, arguments)
         if arguments.header and arguments.payload:
             findings += _verify_payload(header, arguments.payload)
+        findings += _verify_secret(header, arguments)
     sound = not any(finding.severity == "error" for finding in findings)
     document |= {
         "sound": sound,
@@ -267,7 +188,29 @@ def _verify_secret(header: Header, arguments: argparse.Namespace) -> list[Findin
         return []
     with unlocked(header, arguments) as key:
         subject = "volume key" if key.keyslot is None else f"keyslot {key.keyslot}"
-        return [Finding("note", subject, f"the key fits digest {key.digest}")]
+        found = [Finding("note", subject, f"the key fits digest {key.digest}")]
+        if arguments.payload:
+            found += _verify_pair(header, arguments, key.volume_key)
+    return found
+
+
+def _verify_pair(header: Header, arguments: argparse.Namespace, volume_key: SecretBytes) -> list[Finding]:
+    """Look whether something is recognised in the plaintext: then header and payload belong together."""
+    detached = bool(arguments.header)
+    if not detached and header.segments[0].offset < len(header.area):
+        return []  # it is the header file itself
+    try:
+        with (
+            FilePayload.open(arguments.payload, read_only=True, locked=False) as payload,
+            LockedVolume(header, payload, detached=detached).unlock_with_volume_key(volume_key) as volume,
+        ):
+            found = plaintext_signature(volume)
+    except LukshdrfsError as error:
+        return [Finding("error", "payload", str(error))]
+    if found:
+        return [Finding("note", "pair", f"the plaintext holds {found}: header and payload belong together")]
+    text = "nothing is recognised in the plaintext: the volume is empty, or this is not its header"
+    return [Finding("warning", "pair", text)]
 
 
 def _verify_payload(header: Header, name: str) -> list[Finding]:
@@ -280,7 +223,10 @@ def _verify_payload(header: Header, name: str) -> list[Finding]:
 
 
 def _repair(arguments: argparse.Namespace) -> int:
-    found = repair_header(header_name(arguments), force=arguments.force)
+    if arguments.source is not None:
+        found = repair_from(arguments, header_name(arguments))
+    else:
+        found = repair_header(header_name(arguments), force=arguments.force)
     for line in found:
         sys.stdout.write(f"repaired: {printable(line)}\n")
     if not found:
@@ -299,7 +245,7 @@ def _convert(arguments: argparse.Namespace) -> int:
         room = DETACHED_SIZE if file.is_detached else min(DETACHED_SIZE, file.size)
         data = _converted(file.header, arguments.type, room)
         if not file.is_detached:
-            _keep(arguments, file.name, file.read(max(len(file.header.area), len(data))))
+            keep(arguments, file.name, file.read(max(len(file.header.area), len(data))))
         file.replace(data)
     return 0
 

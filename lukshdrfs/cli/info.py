@@ -7,11 +7,14 @@ import json
 import os
 import stat
 import sys
+from pathlib import Path
+from typing import Any
 
 from lukshdrfs.cli.arguments import Subparsers, add_header, pin
 from lukshdrfs.cli.description import describe, lines
 from lukshdrfs.errors import DeviceError, UsageError
 from lukshdrfs.luks import Header
+from lukshdrfs.payload import EnginePayload, is_network
 from lukshdrfs.volume import read_header
 
 
@@ -24,6 +27,7 @@ def add_parser(subparsers: Subparsers) -> None:
     )
     parser.add_argument("payload", nargs="?", metavar="PAYLOAD", help="or the header itself")
     add_header(parser)
+    parser.add_argument("--payload-format", default="raw", metavar="F", help="raw or qcow2 (raw)")
     parser.add_argument("--json", action="store_true", help="print one JSON document")
     parser.set_defaults(run=run)
 
@@ -35,7 +39,18 @@ def run(arguments: argparse.Namespace) -> int:
         raise UsageError("name a header with --header, or a payload")
     if len(sources) > 1:
         raise UsageError("info shows one header; give --header once")
-    header = read_header(sources[0], pin(arguments))
+    if arguments.payload and (arguments.payload_format != "raw" or is_network(arguments.payload)):
+        document = _with_engine(arguments)
+    else:
+        document = _plain(arguments, sources[0])
+    text = json.dumps(document, indent=2) if arguments.json else "\n".join(lines(document))
+    sys.stdout.write(text + "\n")
+    return 0
+
+
+def _plain(arguments: argparse.Namespace, source: str) -> dict[str, Any]:
+    """Describe the header, and a payload that is a file or device."""
+    header = read_header(source, pin(arguments))
     payload_size = _payload_size(arguments.payload) if arguments.payload else None
     # a header file by itself is one whose data are elsewhere, or whose data offset is past its end
     alone = not arguments.header and not _holds_data(header, payload_size or 0)
@@ -46,9 +61,24 @@ def run(arguments: argparse.Namespace) -> int:
             "size": payload_size,
             "virtual_size": _virtual_size(header, payload_size),
         }
-    text = json.dumps(document, indent=2) if arguments.json else "\n".join(lines(document))
-    sys.stdout.write(text + "\n")
-    return 0
+    return document
+
+
+def _with_engine(arguments: argparse.Namespace) -> dict[str, Any]:
+    """Describe the header, and a payload in a format or behind an address of its own."""
+    with EnginePayload.start(arguments.payload, arguments.payload_format, read_only=True) as payload:
+        header = read_header(arguments.header[0] if arguments.header else payload.path, pin(arguments))
+        document = describe(header, detached=bool(arguments.header))
+        document["payload"] = {
+            "format": arguments.payload_format,
+            "size": payload.size if is_network(arguments.payload) else _payload_size(arguments.payload),
+            "capacity": payload.size,
+            "virtual_size": _virtual_size(header, payload.size),
+        }
+        if not is_network(arguments.payload):
+            # what it takes on its own file system, which a thin payload has less of than it shows
+            document["payload"]["allocated"] = Path(arguments.payload).stat().st_blocks * 512
+    return document
 
 
 def _holds_data(header: Header, size: int) -> bool:

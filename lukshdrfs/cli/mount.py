@@ -33,7 +33,8 @@ from lukshdrfs.errors import DeviceError, LukshdrfsError, UsageError, WrongKey
 from lukshdrfs.fuse import DataPath, LockPolicy, MountOptions, check_fuse, check_mountpoint, run_in_background, serve
 from lukshdrfs.luks import Header
 from lukshdrfs.luks.shared import choose_payload, header_for
-from lukshdrfs.payload import FilePayload
+from lukshdrfs.payload import EnginePayload, FilePayload, is_network
+from lukshdrfs.payload.engine import node_of
 from lukshdrfs.secret import SecretBytes, lock_process_memory
 from lukshdrfs.volume import LockedVolume, Volume, Window, lock_volume, read_header, source_descriptor, window_of
 
@@ -65,9 +66,13 @@ def add_parser(subparsers: Subparsers) -> None:
     parser.add_argument("-r", "--read-only", action="store_true", help="refuse every write")
     parser.add_argument("-f", "--foreground", action="store_true", help="stay in the foreground")
     parser.add_argument("--name", default="image", help="name of the file in the mounted directory (image)")
-    parser.add_argument("--payload-format", default="raw", metavar="F", help="raw")
+    parser.add_argument("--payload-format", default="raw", metavar="F", help="raw or qcow2; never guessed (raw)")
     parser.add_argument("--cache", default="writeback", metavar="MODE", help=f"{', '.join(CACHE_MODES)} (writeback)")
     parser.add_argument("--workers", type=number, default=16, metavar="N", help="requests served at once (16)")
+    parser.add_argument(
+        "--force-header", action="store_true", help="take a damaged header, to save what can be read (-r)"
+    )
+    parser.add_argument("--preserve-times", action="store_true", help="leave the payload's times as they were")
     parser.add_argument("--payload-name", metavar="NAME", help="which payload of a header that several share")
     parser.add_argument("--growable", action="store_true", help="truncate of the image resizes the payload, a file")
     parser.add_argument("--data-path", default="auto", metavar="P", help=f"{', '.join(DATA_PATHS)} (auto)")
@@ -109,28 +114,38 @@ def run(arguments: argparse.Namespace) -> int:
 
 def _check_values(arguments: argparse.Namespace) -> None:
     """Raise UsageError for a value that no mount can have."""
-    if arguments.payload_format != "raw":
-        raise UsageError(f"payload format {arguments.payload_format!r} is not supported; expected raw")
-    if "://" in arguments.payload:
-        raise UsageError(f"payload {arguments.payload}: network payloads are not supported")
+    if _needs_engine(arguments):
+        node_of(arguments.payload, arguments.payload_format, read_only=arguments.read_only)
+        if arguments.preserve_times:
+            raise UsageError("--preserve-times is for payloads that are opened here, not by an engine")
     if arguments.cache not in CACHE_MODES:
         raise UsageError(f"--cache {arguments.cache}: expected {', '.join(CACHE_MODES)}")
     if arguments.data_path not in DATA_PATHS:
         raise UsageError(f"--data-path {arguments.data_path}: expected {', '.join(DATA_PATHS)}")
     if not 1 <= arguments.workers <= MAX_WORKERS:
         raise UsageError(f"--workers {arguments.workers}: expected 1 to {MAX_WORKERS}")
+    if arguments.force_header and not arguments.read_only:
+        raise UsageError("--force-header takes a header that may say wrong things; it is for --read-only")
     if arguments.lock_on_header_removal:
         _check_removable(arguments)
     if "/" in arguments.name or arguments.name in ("", ".", ".."):
         raise UsageError(f"--name {arguments.name!r} is not a file name")
 
 
+def _needs_engine(arguments: argparse.Namespace) -> bool:
+    return arguments.payload_format != "raw" or is_network(arguments.payload)
+
+
+def _absolute(name: str) -> str:
+    return name if is_network(name) else os.path.realpath(name)
+
+
 def _check_removable(arguments: argparse.Namespace) -> None:
     """Raise UsageError unless the header is something that can go away."""
     if not arguments.header:
         raise UsageError("--lock-on-header-removal is for a detached header; name it with --header")
-    if any(source_descriptor(name) is not None for name in arguments.header):
-        raise UsageError("--lock-on-header-removal needs the header's path, not a descriptor")
+    if any(source_descriptor(name) is not None or is_network(name) for name in arguments.header):
+        raise UsageError("--lock-on-header-removal needs the header's path, not a descriptor or an address")
 
 
 def _check(arguments: argparse.Namespace) -> _Request:
@@ -139,7 +154,7 @@ def _check(arguments: argparse.Namespace) -> _Request:
     options = MountOptions(
         # the daemon leaves the working directory; the last part of a mountpoint is not followed, see find_mount
         mountpoint=os.path.realpath(arguments.mountpoint),
-        source=arguments.fsname or os.path.realpath(arguments.payload),
+        source=arguments.fsname or _absolute(arguments.payload),
         name=arguments.name,
         direct_io=arguments.cache == "none",
         workers=arguments.workers,
@@ -203,9 +218,13 @@ def _unlock(request: _Request) -> tuple[Volume, str | None]:
     """Return the volume that the first working header opens, and that header; say what was wrong with the others."""
     arguments = request.arguments
     window = Window(arguments.offset, arguments.size)
+    early: FilePayload | None = None
 
     def read(name: str | None) -> tuple[str | None, Header]:
-        header = read_header(arguments.payload if name is None else name, pin(arguments), salvage=True)
+        place = early.path if isinstance(early, EnginePayload) else arguments.payload
+        header = read_header(
+            place if name is None else name, pin(arguments), salvage=True, forced=arguments.force_header
+        )
         payload = choose_payload(header, arguments.payload_name, arguments.payload)
         return name, header if payload is None else header_for(header, payload)
 
@@ -214,18 +233,34 @@ def _unlock(request: _Request) -> tuple[Volume, str | None]:
 
     if arguments.header_timeout is not None:
         wait_for_any(arguments.header or [arguments.payload], arguments.header_timeout)
-    headers = _usable(read, arguments.header or [None])
-    payload = FilePayload.open(
-        arguments.payload,
-        read_only=arguments.read_only,
-        write_through=arguments.cache == "writethrough",
-        window=window_of([header for _, header in headers], window) if arguments.header else None,
-    )
     try:
+        if _needs_engine(arguments) and not arguments.header:
+            early = _open_payload(arguments, None)  # the header is in what the engine shows
+        headers = _usable(read, arguments.header or [None])
+        part = window_of([header for _, header in headers], window) if arguments.header else None
+        payload = early or _open_payload(arguments, part)
+        early = payload
         return _try_secrets(_usable(lock, headers), request)
     except BaseException:
-        payload.close()
+        if early:
+            early.close()
         raise
+
+
+def _open_payload(arguments: argparse.Namespace, part: tuple[int, int] | None) -> FilePayload:
+    """Open the payload, or that part of it that is meant."""
+    write_through = arguments.cache == "writethrough"
+    if _needs_engine(arguments):
+        return EnginePayload.start(
+            arguments.payload, arguments.payload_format, read_only=arguments.read_only, write_through=write_through
+        )
+    return FilePayload.open(
+        arguments.payload,
+        read_only=arguments.read_only,
+        write_through=write_through,
+        preserve_times=arguments.preserve_times,
+        window=part,
+    )
 
 
 def _usable(work: Callable[[T], R], candidates: Iterable[T]) -> list[R]:

@@ -71,8 +71,10 @@ FLAGS = {
     "read-only": ("read_only", True),
     "readonly": ("read_only", True),
     "rw": ("read_only", False),
+    "force-header": ("force_header", True),
     "growable": ("growable", True),
     "lock-on-header-removal": ("lock_on_header_removal", True),
+    "preserve-times": ("preserve_times", True),
 }
 """Our own options without a value: the argument that they set, and what to."""
 

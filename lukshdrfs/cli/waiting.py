@@ -8,6 +8,7 @@ import sys
 import time
 
 from lukshdrfs.cli.logs import printable
+from lukshdrfs.payload import is_network
 from lukshdrfs.volume import source_descriptor
 
 _LOOK_AGAIN_S = 0.5
@@ -33,4 +34,4 @@ def wait_for_any(names: list[str], timeout_s: float) -> None:
 
 def _is_there(name: str) -> bool:
     """Whether it can be looked at; that also wakes an automount."""
-    return source_descriptor(name) is not None or os.access(name, os.R_OK)
+    return source_descriptor(name) is not None or is_network(name) or os.access(name, os.R_OK)

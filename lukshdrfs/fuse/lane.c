@@ -320,6 +320,10 @@ static ssize_t read_at(struct lane *lane, uint8_t *data, size_t size, uint64_t o
     return count;
 }
 
+/* The errno that a request gets. A payload on a file system whose daemon is gone says that of its own connection; to
+ * whoever uses the image it is a disk that fails. */
+static int storage_error(void) { return errno == ENOTCONN || errno == ECONNABORTED ? EIO : errno; }
+
 /* Returns 0 or an errno, as all that follow. */
 static int read_payload(struct lane *lane, uint8_t *data, size_t size, uint64_t offset) {
     while (size) {
@@ -327,7 +331,7 @@ static int read_payload(struct lane *lane, uint8_t *data, size_t size, uint64_t 
         if (count < 0 && errno == EINTR)
             continue;
         if (count <= 0) {
-            int error = count ? errno : EIO;
+            int error = count ? storage_error() : EIO;
             tell(lane, count ? LANE_READING : LANE_CUT_OFF, offset, error);
             return error;
         }
@@ -345,7 +349,7 @@ static int write_out(struct lane *lane, const uint8_t *data, size_t size, uint64
         if (count < 0 && errno == EINTR)
             continue;
         if (count <= 0) {
-            int error = count ? errno : EIO;
+            int error = count ? storage_error() : EIO;
             tell(lane, LANE_WRITING, offset, error);
             return error;
         }
@@ -499,7 +503,7 @@ static void serve_read(struct worker *worker) {
 
 static int flush_payload(struct lane *lane) {
     int called = begin_wait(lane);
-    int error = fdatasync(lane->config.payload) == 0 ? 0 : errno;
+    int error = fdatasync(lane->config.payload) == 0 ? 0 : storage_error();
     end_wait(lane, called);
     if (error)
         tell(lane, LANE_FLUSHING, 0, error);

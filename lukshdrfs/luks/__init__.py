@@ -1,5 +1,6 @@
 """The on-disk formats as values: parse, check, unlock, make. Parsing takes bytes and opens nothing."""
 
+from lukshdrfs.luks.forced import made_sense_of
 from lukshdrfs.luks.header import MAX_EXTENT, PREFIX_SIZE, header_extent, is_luks1, parse_header
 from lukshdrfs.luks.kdf import NO_LIMITS, KdfLimits
 from lukshdrfs.luks.model import Digest, Header, Kdf, Keyslot, Segment, Token
@@ -20,6 +21,7 @@ __all__ = [
     "accept_volume_key",
     "header_extent",
     "is_luks1",
+    "made_sense_of",
     "parse_header",
     "unlock",
 ]

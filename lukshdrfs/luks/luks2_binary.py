@@ -165,6 +165,29 @@ def _check_checksum(copy: bytearray, name: str, csum: bytes, which: str) -> None
         raise HeaderError(f"the {which} LUKS2 header's checksum is wrong")
 
 
+def with_new_checksum(data: bytes, offset: int) -> bytes | None:
+    """
+    Return the copy at byte `offset` with its magic, its place, its checksum and what follows the JSON put right.
+
+    None if it is beyond recognition: version or size make no sense. Only for headers that are damaged anyway.
+    """
+    if len(data) < offset + BINARY_SIZE:
+        return None
+    fields = list(BINARY.unpack_from(data, offset))
+    hdr_size = fields[2]
+    if fields[1] != 2 or hdr_size not in METADATA_SIZES or offset not in (0, hdr_size):
+        return None
+    text, nul, _ = data[offset + BINARY_SIZE : offset + hdr_size].partition(b"\0")
+    fields[0], fields[5], fields[9] = SECONDARY_MAGIC if offset else PRIMARY_MAGIC, _field(CHECKSUM), offset
+    fields[10] = fields[11] = b""
+    copy = bytearray(
+        BINARY.pack(*fields).ljust(BINARY_SIZE, b"\0") + (text if nul else b"").ljust(hdr_size - BINARY_SIZE, b"\0")
+    )
+    checksum = _checksum(copy, CHECKSUM)
+    copy[CHECKSUM_OFFSET : CHECKSUM_OFFSET + len(checksum)] = checksum
+    return bytes(copy)
+
+
 def _parse_copy(binary: BinaryHeader) -> MetadataCopy:
     metadata = sj.load(binary.json_area)
     check_metadata(metadata, len(binary.json_area))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import fcntl
+import logging
 import os
 import stat
 import sys
@@ -12,18 +13,22 @@ from typing import Self
 from lukshdrfs.errors import DeviceError, InUse, PayloadError, ReadOnlyError
 from lukshdrfs.payload.image_locks import lock_image
 
+log = logging.getLogger(__name__)
+
 _BLKROGET = 0x125E  # linux/fs.h
 
 
 class FilePayload:
     """A file or block device, locked against other users while it is open."""
 
-    def __init__(self, descriptor: int, name: str, *, read_only: bool) -> None:
+    def __init__(self, descriptor: int, name: str, *, read_only: bool, preserve_times: bool = False) -> None:
         """Take over an open descriptor; use `FilePayload.open`."""
         self._descriptor = descriptor
         self._name = name
         self._read_only = read_only
         self._size = 0
+        status = os.fstat(descriptor)
+        self._times_ns = (status.st_atime_ns, status.st_mtime_ns) if preserve_times else None
         self.refresh_size()
 
     @classmethod
@@ -35,11 +40,14 @@ class FilePayload:
         write_through: bool = False,
         locked: bool = True,
         window: tuple[int, int] | None = None,
+        preserve_times: bool = False,
     ) -> Self:
         """
         Open and lock a payload. With `write_through`, each write is on the storage when it returns.
 
         With a `window` (offset and size in bytes), only that part is locked: the rest may be other volumes' payload.
+        With `preserve_times`, its times of access and modification are put back when it is closed, as far as that is
+        ours to do; the time of change of the inode cannot be.
         Without `locked`, for who only looks, it is taken whoever has it, and nobody is kept out.
         Raises DeviceError if it is not there, not readable or not writable, or not something that holds bytes;
         InUse if another program has it.
@@ -57,7 +65,7 @@ class FilePayload:
                 _check_writable_device(descriptor, name)
             if locked:
                 lock_image(descriptor, name, writable=not read_only, window=window)
-            return cls(descriptor, name, read_only=read_only)
+            return cls(descriptor, name, read_only=read_only, preserve_times=preserve_times)
         except BaseException:
             os.close(descriptor)
             raise
@@ -145,11 +153,22 @@ class FilePayload:
         """See Payload."""
         descriptor, self._descriptor = self._descriptor, -1
         if descriptor >= 0:
+            self._put_times_back(descriptor)
             os.close(descriptor)
+
+    def _put_times_back(self, descriptor: int) -> None:
+        if self._times_ns is None:
+            return
+        try:
+            os.utime(descriptor, ns=self._times_ns)
+        except OSError as error:
+            log.warning("payload %s: its times cannot be put back: %s", self._name, os.strerror(error.errno or 0))
 
     def _failure(self, doing: str, offset: int, error: OSError) -> PayloadError:
         message = f"payload {self._name}: {doing} at byte {offset}: {os.strerror(error.errno or errno.EIO)}"
-        return PayloadError(message, error.errno or errno.EIO)
+        # a file system whose daemon is gone: to whoever uses the image, a disk that fails
+        code = errno.EIO if error.errno in (errno.ENOTCONN, errno.ECONNABORTED) else error.errno
+        return PayloadError(message, code or errno.EIO)
 
     def __enter__(self) -> Self:
         return self

@@ -19,11 +19,12 @@ from lukshdrfs.payload.base import Payload
 FOUND_NOTHING = 2  # blkid(8), "EXIT STATUS"
 
 
-def known_signature(name: str, *, ignore: str = "") -> str:
+def known_signature(name: str, *, ignore: str = "", pass_descriptor: int | None = None) -> str:
     """
     Return what is on a file or device (`ext4`, `gpt`, `LVM2_member`, …), empty if nothing is recognised.
 
-    `ignore` is a superblock type that does not count. Raises DeviceError if blkid is not installed.
+    `ignore` is a superblock type that does not count; `pass_descriptor` is open in blkid, too.
+    Raises DeviceError if blkid is not installed.
     """
     # ordinary users of Debian have no sbin in their PATH
     blkid = shutil.which("blkid", path=f"{os.environ.get('PATH', os.defpath)}:/usr/sbin:/sbin")
@@ -32,7 +33,8 @@ def known_signature(name: str, *, ignore: str = "") -> str:
     command = [blkid, "--probe", "--output", "export"]
     if ignore:
         command += ["--match-types", f"no{ignore}"]
-    probe = subprocess.run([*command, "--", name], capture_output=True, text=True, check=False)
+    passed = () if pass_descriptor is None else (pass_descriptor,)
+    probe = subprocess.run([*command, "--", name], capture_output=True, text=True, check=False, pass_fds=passed)
     if probe.returncode == FOUND_NOTHING:
         return ""
     fields = dict(line.split("=", 1) for line in probe.stdout.splitlines() if "=" in line)

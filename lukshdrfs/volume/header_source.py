@@ -12,8 +12,8 @@ from contextlib import nullcontext
 from dataclasses import dataclass, replace
 
 from lukshdrfs.errors import DeviceError, HeaderError
-from lukshdrfs.luks import MAX_EXTENT, PREFIX_SIZE, Header, header_extent, parse_header
-from lukshdrfs.payload import known_signature
+from lukshdrfs.luks import MAX_EXTENT, PREFIX_SIZE, Header, header_extent, made_sense_of, parse_header
+from lukshdrfs.payload import EnginePayload, is_network, known_signature
 from lukshdrfs.volume.header_lock import header_lock
 
 log = logging.getLogger(__name__)
@@ -41,21 +41,30 @@ class HeaderPin:
 
 
 def read_header(
-    source: str | os.PathLike[str], pin: HeaderPin | None = None, *, salvage: bool = False, warn: bool = True
+    source: str | os.PathLike[str],
+    pin: HeaderPin | None = None,
+    *,
+    salvage: bool = False,
+    warn: bool = True,
+    forced: bool = False,
 ) -> Header:
     """
     Read and parse a header; what could be worked around is in the log as warnings, with `warn`.
 
-    `source` is a path, `fd:N`, or `-` for standard input. Nothing is written, ever. `salvage` as in `parse_header`.
+    `source` is a path, `fd:N`, or `-` for standard input. Nothing is written, ever. `salvage` as in `parse_header`;
+    `forced` makes sense of a damaged one as far as possible, for reading what can be saved.
 
     Raises DeviceError if it cannot be read, InUse if somebody is editing it, HeaderError if it is not valid or
     not the pinned one.
     """
     name = os.fspath(source)
+    if is_network(name):
+        with EnginePayload.start(name, "raw", read_only=True) as payload:
+            return parse_from(payload.descriptor, name, pin, salvage=salvage, warn=warn, forced=forced)
     descriptor, ours = _open(name)
     try:
         with header_lock(descriptor, name, exclusive=False) if ours else nullcontext():
-            return parse_from(descriptor, name, pin, salvage=salvage, warn=warn)
+            return parse_from(descriptor, name, pin, salvage=salvage, warn=warn, forced=forced)
     finally:
         if ours:
             os.close(descriptor)
@@ -69,6 +78,7 @@ def parse_from(
     salvage: bool = False,
     warn: bool = True,
     overwritten: bool = False,
+    forced: bool = False,
 ) -> Header:
     """
     Read and parse the header that an open file, device or stream holds; otherwise as `read_header`.
@@ -76,12 +86,16 @@ def parse_from(
     With `overwritten`, a damaged header is taken even if there are signs of somebody else's use of the place.
     """
     pin = pin or HeaderPin()
-    data, size = _read(descriptor, name, whole=bool(pin.sha256))
+    data, size = _read(descriptor, name, whole=bool(pin.sha256), forced=forced)
     if pin.sha256:
         pin.check_bytes(data, name)
+    if forced:
+        data = made_sense_of(data)
+        size = max(size, len(data))
+        log.warning("header %s: damage is made light of, as --force-header says; do not trust what it says", name)
     try:
         header = parse_header(data, size, salvage=salvage)
-        if header.warnings and not overwritten and source_descriptor(name) is None:
+        if header.warnings and not (overwritten or forced or is_network(name)) and source_descriptor(name) is None:
             _refuse_overwritten(name)
     except HeaderError as error:
         raise type(error)(f"header {name}: {error}") from None
@@ -131,7 +145,7 @@ def _open(name: str) -> tuple[int, bool]:
         raise DeviceError(f"header {name}: {os.strerror(error.errno or 0)}") from None
 
 
-def _read(descriptor: int, name: str, *, whole: bool) -> tuple[bytes, int]:
+def _read(descriptor: int, name: str, *, whole: bool, forced: bool) -> tuple[bytes, int]:
     """Return the header's bytes, and the size of what they are from."""
     try:
         mode = os.fstat(descriptor).st_mode
@@ -139,6 +153,9 @@ def _read(descriptor: int, name: str, *, whole: bool) -> tuple[bytes, int]:
             raise DeviceError(f"header {name} is a directory")
         if not (stat.S_ISREG(mode) or stat.S_ISBLK(mode)):
             return _read_stream(descriptor, name)
+        if forced:
+            size = os.lseek(descriptor, 0, os.SEEK_END)
+            return _read_range(descriptor, min(size, MAX_EXTENT)), size
         return _read_file(descriptor, name, whole=whole)
     except OSError as error:
         raise DeviceError(f"header {name}: {os.strerror(error.errno or 0)}") from None

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from lukshdrfs.cipher import CipherSpec, SectorCipher, check_sector_size
 from lukshdrfs.errors import DeviceError, HeaderError, UnsupportedFeature, UsageError
 from lukshdrfs.luks import Digest, Header, KdfLimits, Segment, UnlockedKey, accept_volume_key, unlock
-from lukshdrfs.payload import FilePayload, Payload
+from lukshdrfs.payload import FilePayload, Payload, is_network
 from lukshdrfs.secret import SecretBytes
 from lukshdrfs.sectors import round_down
 from lukshdrfs.volume.header_source import HeaderPin, read_header, source_descriptor
@@ -306,7 +306,7 @@ def lock_volume(
 
 
 def _is_file(name: str, payload: FilePayload) -> bool:
-    if source_descriptor(name) is not None:
+    if source_descriptor(name) is not None or is_network(name):
         return False
     status = os.stat(name)  # noqa: PTH116 - a name as it came from the command line
     return (status.st_dev, status.st_ino) == payload.identity()

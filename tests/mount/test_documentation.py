@@ -49,7 +49,7 @@ def test_readme(tmp_path: Path) -> None:
 
 
 @pytest.mark.needs("fuse", "mkfs.ext4", "debugfs")
-@pytest.mark.parametrize("name", ["tutorial", "headers"])
+@pytest.mark.parametrize("name", ["tutorial", "headers", "control"])
 def test_pages_that_need_no_root(name: str, tmp_path: Path) -> None:
     """So does a reader of these pages."""
     run_page(ROOT / f"docs/{name}.md", tmp_path)
@@ -73,7 +73,7 @@ def test_workstation(tmp_path: Path) -> None:
 def test_every_page_with_blocks_is_run() -> None:
     """No page is left out."""
     pages = {page.stem for page in [*ROOT.glob("*.md"), *ROOT.glob("docs/*.md")] if blocks(page)}
-    assert pages == {"README", "tutorial", "headers", "vm", "workstation"}
+    assert pages == {"README", "tutorial", "headers", "control", "vm", "workstation"}
 
 
 def test_everything_the_documentation_links_to_is_there() -> None:

@@ -1,0 +1,310 @@
+"""Payloads that QEMU's block layer opens for us: qcow2 images, and what lies behind NBD."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import functools
+import json
+import os
+import random
+import signal
+import subprocess
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from support import qemu
+from support.cryptsetup import LUKS1_XTS, XTS_512, LuksFiles, decrypted, make_header
+from support.model import apply, scattered_writes
+from support.mounts import LUKSHDRFS, Mounted, is_mounted, lukshdrfs
+from support.processes import commands, kill, wait_gone
+from support.tools import program, qemu10
+from support.volumes import MIB, MakeVolume, new_files
+from support.waiting import wait_until
+
+pytestmark = pytest.mark.needs("fuse", "cryptsetup", "qemu-storage-daemon", "qemu-img", "qemu-nbd")
+
+SIZE = 8 * MIB
+
+
+def qcow2(files: LuksFiles, *options: str) -> Mounted:
+    """Mount a volume whose payload is a qcow2 image."""
+    return Mounted(files.payload, "--payload-format", "qcow2", *options, header=files.header, key_file=files.key_file)
+
+
+def engines(folder: Path) -> list[int]:
+    """Return the engines that work on something below a folder."""
+    return [
+        pid
+        for pid, words in commands().items()
+        if words and Path(words[0]).name == "qemu-storage-daemon" and any(str(folder) in word for word in words)
+    ]
+
+
+@pytest.fixture
+def image(tmp_path: Path) -> LuksFiles:
+    """Return a LUKS1 volume on a qcow2 image, with a detached header: what QEMU opens, too."""
+    files = new_files(tmp_path, SIZE)
+    make_header(files, LUKS1_XTS)
+    files.payload.unlink()
+    qemu.run(program("qemu-img"), "create", "-q", "-f", "qcow2", files.payload, str(SIZE))
+    return files
+
+
+def test_create_makes_a_thin_image(tmp_path: Path) -> None:
+    """`create --payload-format qcow2` makes a small file for a large volume, says so, and `info` shows both sizes."""
+    key, header, payload = tmp_path / "key", tmp_path / "header", tmp_path / "payload.qcow2"
+    key.write_bytes(b"thin")
+    done = lukshdrfs(
+        "create", "--payload-format", "qcow2", "--size", "200G", "--header", header, "--key-file", key,
+        "--pbkdf", "pbkdf2", "--pbkdf-force-iterations", "1000", payload,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert "thin" in done.stderr
+    assert payload.stat().st_size < MIB
+    assert payload.stat().st_mode & 0o777 == 0o600
+    shown = json.loads(lukshdrfs("info", "--json", "--payload-format", "qcow2", "--header", header, payload).stdout)[
+        "payload"
+    ]
+    assert shown["format"] == "qcow2"
+    assert shown["virtual_size"] == 200 << 30
+    assert shown["allocated"] < MIB
+    with Mounted(payload, "-o", "format=qcow2", header=header, key_file=key) as mount:
+        assert mount.image.stat().st_size == 200 << 30
+        with mount.image.open("r+b", buffering=0) as file:
+            os.pwrite(file.fileno(), b"far out", 150 << 30)
+            assert os.pread(file.fileno(), 7, 150 << 30) == b"far out"
+    assert payload.stat().st_size < 2 * MIB
+    assert not engines(tmp_path)
+
+
+@pytest.mark.needs("qemu10")
+def test_qemu_and_we_take_turns(image: LuksFiles, tmp_path: Path) -> None:
+    """What we write into the image, QEMU reads through its luks driver over qcow2 with our header; and back."""
+    model = bytearray(random.Random(21).randbytes(SIZE))
+    options = json.dumps({
+        "driver": "luks", "key-secret": "secret0",
+        "file": {"driver": "qcow2", "file": {"driver": "file", "filename": str(image.payload)}},
+        "header": {"driver": "file", "filename": str(image.header)},
+    })  # fmt: skip
+    secret = ["--object", f"secret,id=secret0,file={image.key_file}"]
+    for turn in range(2):
+        with qcow2(image) as mount, mount.image.open("r+b", buffering=0) as file:
+            if turn:
+                assert mount.image.read_bytes() == model
+            os.pwrite(file.fileno(), model, 0)
+            write = functools.partial(write_at, file.fileno())
+            apply(scattered_writes(random.Random(turn), SIZE), model, write)
+            os.fsync(file.fileno())
+        plain = tmp_path / f"plain{turn}"
+        qemu.run(qemu10("qemu-img"), "convert", *secret, f"json:{options}", "-O", "raw", plain)
+        assert plain.read_bytes() == model
+        qemu.run(qemu10("qemu-io"), *secret, f"json:{options}", "-c", f"write -P {0x31 + turn} 1000 70000")
+        model[1000:71000] = bytes([0x31 + turn]) * 70000
+    with qcow2(image, "--read-only") as mount:
+        assert mount.image.read_bytes() == model
+
+
+def test_snapshots_and_backing_files(image: LuksFiles, tmp_path: Path) -> None:
+    """An overlay takes the writes, and the image below stays; both are volumes."""
+    with qcow2(image) as mount, mount.image.open("r+b", buffering=0) as file:
+        file.write(b"below")
+    overlay = tmp_path / "overlay.qcow2"
+    qemu.run(program("qemu-img"), "create", "-q", "-f", "qcow2", "-F", "qcow2", "-b", str(image.payload), str(overlay))
+    above = LuksFiles(overlay, image.header, image.key_file)
+    with qcow2(above) as mount, mount.image.open("r+b", buffering=0) as file:
+        assert file.read(5) == b"below"
+        os.pwrite(file.fileno(), b"above", 0)
+    for files, content in ((image, b"below"), (above, b"above")):
+        with qcow2(files, "--read-only") as mount:
+            assert mount.image.read_bytes()[:5] == content
+
+
+def write_at(descriptor: int, offset: int, data: bytes) -> None:
+    """Write something at a place."""
+    os.pwrite(descriptor, data, offset)
+
+
+def refused(*arguments: str | Path) -> tuple[int, str]:
+    """Run the program, which must fail in one line."""
+    done = lukshdrfs(*arguments)
+    assert done.returncode != 0
+    assert len(done.stderr.splitlines()) == 1, done.stderr
+    return done.returncode, done.stderr
+
+
+def test_what_cannot_be_opened(image: LuksFiles, volume: LuksFiles, tmp_path: Path) -> None:
+    """A raw file is no qcow2, a used image is in use, an unknown scheme or format is refused; nothing is left."""
+    place = tmp_path / "place"
+    place.mkdir()
+    opening = ("--header", image.header, "--key-file", image.key_file)
+    assert refused("mount", "--payload-format", "qcow2", *opening, volume.payload, place)[0] == 4
+    assert refused("mount", "--payload-format", "vmdk", *opening, image.payload, place)[0] == 1
+    assert refused("mount", *opening, "gopher://host/export", place)[0] == 1
+    assert refused("mount", *opening, f"nbd+unix:///?socket={tmp_path / 'nobody'}", place)[0] == 4
+    with qcow2(image):
+        status, message = refused("mount", "--payload-format", "qcow2", *opening, image.payload, place)
+        assert status == 5, message
+    assert not is_mounted(place)
+    assert not engines(tmp_path)
+
+
+def test_without_the_engine(image: LuksFiles, volume: LuksFiles, tmp_path: Path) -> None:
+    """Where QEMU is not installed, the message says what to install; raw payloads do not care."""
+    place = tmp_path / "place"
+    place.mkdir()
+    bare = tmp_path / "bin"
+    bare.mkdir()
+    for name in ("fusermount3", "blkid"):
+        (bare / name).symlink_to(program(name))
+    environment = {"PATH": str(bare)}
+    opening: list[str | Path] = ["--header", image.header, "--key-file", image.key_file]
+    done = subprocess.run(
+        [LUKSHDRFS, "mount", "--payload-format", "qcow2", *opening, image.payload, place],
+        env=environment, capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert done.returncode == 4
+    assert "install" in done.stderr
+    done = subprocess.run(
+        [LUKSHDRFS, "mount", "--header", volume.header, "--key-file", volume.key_file, volume.payload, place],
+        env=environment, capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert lukshdrfs("unmount", place).returncode == 0
+
+
+def test_engine_that_dies(image: LuksFiles, tmp_path: Path) -> None:
+    """An engine that is killed is a disk that fails: EIO, nothing hangs, and what was flushed is in the image."""
+    plain = random.Random(22).randbytes(MIB)
+    with qcow2(image) as mount:
+        with mount.image.open("r+b", buffering=0) as file:
+            file.write(plain)
+            os.fsync(file.fileno())
+            (engine,) = engines(tmp_path)
+            kill(engine)
+            wait_gone(engine)
+            with pytest.raises(OSError, match=os.strerror(errno.EIO)):
+                os.pwrite(file.fileno(), plain, MIB)
+                os.fsync(file.fileno())
+        subprocess.run([program("fusermount3"), "-u", mount.mountpoint], check=True)
+        wait_gone(mount.pid)
+    assert not engines(tmp_path)
+    with qcow2(image, "--read-only") as mount:
+        assert mount.image.read_bytes()[:MIB] == plain
+
+
+def test_daemon_that_dies_takes_its_engine_along(image: LuksFiles, tmp_path: Path) -> None:
+    """If our daemon is killed, the engine flushes and ends; the image opens again."""
+    with qcow2(image) as mount:
+        with mount.image.open("r+b", buffering=0) as file:
+            file.write(b"written")
+            os.fsync(file.fileno())
+        (engine,) = engines(tmp_path)
+        kill(mount.pid)
+        wait_gone(engine)
+        assert lukshdrfs("unmount", mount.mountpoint).returncode == 0
+    with qcow2(image, "--read-only") as mount:
+        assert mount.image.read_bytes()[:7] == b"written"
+
+
+# --- NBD ----------------------------------------------------------------------------------------------------------
+
+
+@contextlib.contextmanager
+def nbd_server(file: Path, socket: Path, *options: str) -> Iterator[subprocess.Popen[bytes]]:
+    """Serve a file over NBD on a unix socket."""
+    with subprocess.Popen(
+        [program("qemu-nbd"), "--persistent", "--shared=8", "-f", "raw", "-x", "disk", "-k", socket, *options, file]
+    ) as server:
+        try:
+            wait_until(socket.exists, "the server listens")
+            yield server
+        finally:
+            server.terminate()
+            server.wait(20)
+            socket.unlink(missing_ok=True)
+
+
+def over_nbd(files: LuksFiles, socket: Path, *options: str) -> Mounted:
+    """Mount a payload that is behind a server."""
+    mount = Mounted(
+        files.payload, *options, header=files.header, key_file=files.key_file, mountpoint=_made(socket.parent / "mnt")
+    )
+    mount.payload = f"nbd+unix:///disk?socket={socket}"  # type: ignore[assignment]
+    return mount
+
+
+def _made(folder: Path) -> Path:
+    folder.mkdir(exist_ok=True)
+    return folder
+
+
+def test_payload_behind_a_server(make_volume: MakeVolume, tmp_path: Path) -> None:
+    """Reads, writes and flushes go to the server; cryptsetup decrypts what it has."""
+    files, socket = make_volume(XTS_512), tmp_path / "socket"
+    model = bytearray(random.Random(23).randbytes(4 * MIB))
+    with (
+        nbd_server(files.payload, socket),
+        over_nbd(files, socket) as mount,
+        mount.image.open("r+b", buffering=0) as file,
+    ):
+        file.write(model)
+        apply(scattered_writes(random.Random(24), 4 * MIB), model, lambda at, data: os.pwrite(file.fileno(), data, at))
+        os.fsync(file.fileno())
+    assert decrypted(files) == model
+    assert not engines(tmp_path)
+
+
+def test_header_behind_a_server(make_volume: MakeVolume, tmp_path: Path) -> None:
+    """A header is read from an address once; nothing of it is kept open."""
+    files, socket = make_volume(XTS_512), tmp_path / "socket"
+    place = _made(tmp_path / "place")
+    with nbd_server(files.header, socket, "--read-only"):
+        done = lukshdrfs(
+            "mount", "--header", f"nbd+unix:///disk?socket={socket}", "--key-file", files.key_file,
+            files.payload, place,
+        )  # fmt: skip
+        assert done.returncode == 0, done.stderr
+        assert not engines(tmp_path)
+    assert (place / "image").stat().st_size == files.payload.stat().st_size
+    assert lukshdrfs("unmount", place).returncode == 0
+
+
+def test_read_only_export(make_volume: MakeVolume, tmp_path: Path) -> None:
+    """What the server gives for reading only is refused for writing, before anything is mounted."""
+    files, socket = make_volume(XTS_512), tmp_path / "socket"
+    place = _made(tmp_path / "place")
+    with nbd_server(files.payload, socket, "--read-only"):
+        status, _ = refused(
+            "mount", "--header", files.header, "--key-file", files.key_file, f"nbd+unix:///disk?socket={socket}", place
+        )
+        assert status == 4
+        with over_nbd(files, socket, "--read-only") as mount:
+            assert len(mount.image.read_bytes()) == files.payload.stat().st_size
+
+
+def test_server_that_comes_back(make_volume: MakeVolume, tmp_path: Path) -> None:
+    """A server that is killed and started again in time is not noticed but by the wait; what was flushed is there."""
+    files, socket = make_volume(XTS_512), tmp_path / "socket"
+    plain = random.Random(25).randbytes(MIB)
+    with contextlib.ExitStack() as servers:
+        first = servers.enter_context(nbd_server(files.payload, socket))
+        mount = servers.enter_context(over_nbd(files, socket))
+        with mount.image.open("r+b", buffering=0) as file:
+            file.write(plain)
+            os.fsync(file.fileno())
+            first.send_signal(signal.SIGKILL)
+            first.wait()
+            socket.unlink(missing_ok=True)
+            with subprocess.Popen(["sleep", "1"]) as pause:
+                pause.wait()
+            servers.enter_context(nbd_server(files.payload, socket))
+            start = time.monotonic()
+            os.pwrite(file.fileno(), plain, MIB)
+            os.fsync(file.fileno())
+            assert time.monotonic() - start < 40
+            assert os.pread(file.fileno(), MIB, MIB) == plain
+        mount.unmount()
+    assert decrypted(files)[: 2 * MIB] == plain * 2
