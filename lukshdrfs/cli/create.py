@@ -139,6 +139,10 @@ def _share(arguments: argparse.Namespace, cipher: CipherSpec, key_size: int, wis
     if header.version == 1:
         raise UsageError(f"header {path} is LUKS1, which is for one payload; convert it to luks2 first")
     name = arguments.payload_name or Path(arguments.payload).stem
+    if os.path.realpath(path) == os.path.realpath(arguments.payload) and (arguments.offset or 0) < len(header.area):
+        raise UsageError(
+            f"payload and header are the same file, and the header takes its first {len(header.area)} bytes"
+        )
     with _payload(arguments) as (payload, created):
         form = _form(arguments, cipher, key_size, payload.size, created=created)
         assert isinstance(form, Luks2Format)
@@ -330,23 +334,28 @@ def _payload(arguments: argparse.Namespace) -> Iterator[tuple[FilePayload, bool]
     created = not is_network(name) and not os.path.lexists(name)
     if created and arguments.size is None:
         raise DeviceError(f"payload {name} is not there; --size creates it")
-    if not created and arguments.size is not None and arguments.offset is None:
-        raise UsageError(f"payload {name} is there already and keeps its size; leave out --size, or say --offset, too")
+    if not created and arguments.size is not None and (arguments.offset is None or not _detached(arguments)):
+        raise UsageError(
+            f"payload {name} is there already and keeps its size; leave out --size (--offset, --size and a detached "
+            "header make a part of it the volume)"
+        )
+    made = False
     try:
+        if created:
+            _create_payload(name, arguments.size)
+            made = True  # from here on it is ours to take away
         if _with_engine(arguments):
             with _engine_payload(arguments, created=created) as payload:
                 yield payload, created
             return
-        if created:
-            _create_payload(name, arguments.size)
-        elif _window(arguments, created=created) is None:
+        if not created and _window(arguments, created=created) is None:
             _refuse_known_data(name, force=arguments.force)
         size_ = _window(arguments, created=created)
         window = None if size_ is None else (int(arguments.offset), size_)
         with FilePayload.open(name, read_only=False, window=window) as payload:
             yield payload, created
     except BaseException:
-        if created:
+        if made:
             Path(name).unlink(missing_ok=True)
         raise
 
@@ -358,7 +367,7 @@ def _with_engine(arguments: argparse.Namespace) -> bool:
 def _engine_payload(arguments: argparse.Namespace, *, created: bool) -> EnginePayload:
     """Return a payload that an engine opens, made here or looked at for data that is recognised."""
     name = arguments.payload
-    if created:
+    if created:  # over the file that was made to have the name
         create_image(name, arguments.payload_format, arguments.size)
     payload = EnginePayload.start(name, arguments.payload_format, read_only=False)
     if not created:
@@ -399,7 +408,9 @@ def _fill(
     thin = _with_engine(arguments)
     if created and not thin if arguments.wipe is None else arguments.wipe:
         window = _window(arguments, created=created)
-        _wipe(payload, (form.data_offset, window) if window is not None else (0, payload.size), created=created)
+        # what lies before the data of a detached header is somebody else's, unless all of it was made here
+        start = form.data_offset if _detached(arguments) and not created else 0
+        _wipe(payload, (start, payload.size - start if window is None else window), created=created)
     elif created and thin:
         sys.stderr.write("the payload is thin: its size shows how much has been written, its tables where\n")
     elif created:
@@ -426,11 +437,9 @@ def _wipe(payload: FilePayload, window: tuple[int, int], *, created: bool) -> No
 def _write_header(arguments: argparse.Namespace, area: bytes) -> None:
     """Write the header: a file appears when it is complete, a device is written in place."""
     path = Path(os.path.realpath(arguments.header))
-    if not path.exists():
-        create_header_file(path, area)
-        return
-    if path.is_file():
-        replace_header_file(path, area)
+    if not path.is_block_device():
+        # without --force, one that somebody has made meanwhile is not replaced
+        (replace_header_file if arguments.force else create_header_file)(path, area)
         return
     with locked_for_writing(str(path)) as descriptor:
         device_size = os.lseek(descriptor, 0, os.SEEK_END)

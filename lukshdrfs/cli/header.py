@@ -30,7 +30,7 @@ from lukshdrfs.luks.convert import to_luks1, to_luks2
 from lukshdrfs.luks.luks1_edit import set_uuid
 from lukshdrfs.luks.luks2_edit import set_names
 from lukshdrfs.luks.luks2_format import KEYSLOTS_SIZE, METADATA_SIZE
-from lukshdrfs.luks.shared import choose_payload, exported
+from lukshdrfs.luks.shared import choose_payload, exported, shared_payloads
 from lukshdrfs.luks.verify import Finding, verify
 from lukshdrfs.payload import FilePayload, known_signature
 from lukshdrfs.secret import SecretBytes
@@ -271,6 +271,8 @@ def _export(arguments: argparse.Namespace) -> int:
         return _export_payload(arguments, header, Path(file))
     if header.segments[0].offset < len(header.area):
         raise UsageError(f"{payload} is a detached header already")
+    if arguments.wipe and shared_payloads(header):
+        raise UsageError("--wipe: the header is for several payloads, which may lie behind it; it stays")
     create_header_file(Path(file), backup_of(header))
     if arguments.wipe:
         _wipe_header(payload, header, Path(file))
@@ -292,7 +294,7 @@ def _wipe_header(payload: str, header: Header, file: Path) -> None:
     if read_header(file).area != header.area:
         raise HeaderError(f"header {file} does not read back as it was written; {payload} keeps its own")
     with FilePayload.open(payload, read_only=False) as opened:
-        fill_with_random(opened, 0, header.segments[0].offset)
+        fill_with_random(opened, 0, min(segment.offset for segment in header.segments))
 
 
 def _attach(arguments: argparse.Namespace) -> int:

@@ -11,7 +11,7 @@ import signal
 from lukshdrfs.cli.arguments import Subparsers
 from lukshdrfs.cli.unmount import image_of
 from lukshdrfs.errors import DeviceError, InUse, LukshdrfsError, UsageError
-from lukshdrfs.fuse import FILE_SYSTEM_TYPE, LOCK_SIGNAL, Mount, find_mount, mount_table
+from lukshdrfs.fuse import FILE_SYSTEM_TYPE, LOCK_SIGNAL, Mount, detach, find_mount, mount_table
 
 log = logging.getLogger(__name__)
 
@@ -80,7 +80,11 @@ def _wait_until_gone(mount: Mount, daemon: int) -> None:
         poll.register(table, select.POLLPRI)
         poll.register(daemon, select.POLLIN)
         while find_mount(mount.mountpoint) == mount:
-            if not poll.poll(PATIENCE_S * 1000):
+            ready = {descriptor for descriptor, _ in poll.poll(PATIENCE_S * 1000)}
+            if daemon in ready and find_mount(mount.mountpoint) == mount:
+                detach(mount.mountpoint, lazy=True)  # it ended in a hurry, and its key with it
+                return
+            if not ready:
                 raise InUse(f"{mount.mountpoint} is not locked yet: its payload does not answer")
     finally:
         os.close(table)

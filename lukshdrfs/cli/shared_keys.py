@@ -88,19 +88,26 @@ def change_all(
 
 def remove_all(arguments: argparse.Namespace, header: Header, named: int | None) -> list[int]:
     """Remove the keyslots of one passphrase, by one of their numbers or by the passphrase; return all their numbers."""
-    if named is not None:
-        removed = list(same_passphrase(header, named))
-    else:
+    opened: list[tuple[int, int]] = []
+    if named is None:
         with unlocked_all(header, arguments) as keys:
-            removed = [key.keyslot for key in keys if key.keyslot is not None]
+            opened = [(key.digest, key.keyslot) for key in keys if key.keyslot is not None]
+    with editable_header(arguments, warn=False) as file:
+        for digest, number in opened:
+            check_unchanged(file.header, header, digest, number)
+        removed = [number for _, number in opened] if named is None else list(same_passphrase(file.header, named))
+        _check_what_is_left(file.header, set(removed), force=arguments.force)
+        for number in removed:
+            file.apply(remove_keyslot(file.header, number))
+    return removed
+
+
+def _check_what_is_left(header: Header, removed: set[int], *, force: bool) -> None:
+    """Raise UsageError if a payload would have no keyslot any more."""
     for payload in shared_payloads(header):
-        left = {slot.id for slot in header_for(header, payload).keyslots} - set(removed)
-        if not left and not arguments.force:
+        left = {slot.id for slot in header_for(header, payload).keyslots} - removed
+        if not left and not force:
             raise UsageError(
                 f"nothing would open payload {payload.name} any more, and its key would be lost; --force removes it "
                 "all the same"
             )
-    with editable_header(arguments, warn=False) as file:
-        for number in removed:
-            file.apply(remove_keyslot(file.header, number))
-    return removed

@@ -8,14 +8,17 @@ import logging
 import os
 import select
 import stat
+import time
 
 from lukshdrfs.cli.arguments import Subparsers
 from lukshdrfs.errors import DeviceError, InUse
-from lukshdrfs.fuse import FILE_SYSTEM_TYPE, describe_holders, detach, find_mount
+from lukshdrfs.fuse import FILE_SYSTEM_TYPE, Mount, describe_holders, detach, find_mount, other_namespace
 
 log = logging.getLogger(__name__)
 
 PATIENCE_S = 120.0
+NAMESPACES_AFTER_S = 2.0
+"""After so long, look whether a copy of the mount keeps the daemon alive."""
 
 
 def add_parser(subparsers: Subparsers) -> None:
@@ -56,11 +59,20 @@ def run(arguments: argparse.Namespace) -> int:
         _flush(image)
         if not _detached(mount.mountpoint, lazy=arguments.lazy):
             return 0
-        if not select.select([daemon], [], [], PATIENCE_S)[0]:
-            raise InUse(f"{arguments.mountpoint} is unmounted, but its daemon is still writing; wait for it")
+        _wait_for_end(arguments.mountpoint, mount, daemon)
     finally:
         os.close(daemon)
     return 0
+
+
+def _wait_for_end(name: str, mount: Mount, daemon: int) -> None:
+    """Return when the daemon has ended. Raises InUse if that takes too long, or another namespace keeps the mount."""
+    deadline = time.monotonic() + PATIENCE_S
+    while not select.select([daemon], [], [], NAMESPACES_AFTER_S)[0]:
+        if keeper := other_namespace(mount):
+            raise InUse(f"{name} is unmounted here, and flushed; {keeper} has it mounted in its own mount namespace")
+        if time.monotonic() > deadline:
+            raise InUse(f"{name} is unmounted, but its daemon is still writing; wait for it")
 
 
 def _detached(mountpoint: str, *, lazy: bool) -> bool:

@@ -2,7 +2,7 @@
 
 from lukshdrfs.fuse.background import run_in_background
 from lukshdrfs.fuse.daemon import check_fuse, check_mountpoint, serve
-from lukshdrfs.fuse.holders import describe_holders, holders
+from lukshdrfs.fuse.holders import describe_holders, holders, other_namespace
 from lukshdrfs.fuse.lock import LOCK_SIGNAL
 from lukshdrfs.fuse.mounts import FILE_SYSTEM_TYPE, Mount, detach, find_mount, mount_table
 from lukshdrfs.fuse.options import DataPath, LockPolicy, MountOptions
@@ -21,6 +21,7 @@ __all__ = [
     "find_mount",
     "holders",
     "mount_table",
+    "other_namespace",
     "run_in_background",
     "serve",
 ]

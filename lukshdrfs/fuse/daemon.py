@@ -24,7 +24,7 @@ from lukshdrfs.errors import DeviceError, InUse, LukshdrfsError
 from lukshdrfs.fuse.filesystem import ImageFileSystem
 from lukshdrfs.fuse.holders import describe_holders
 from lukshdrfs.fuse.lane import FastLane, fuse_descriptors
-from lukshdrfs.fuse.lock import lock_when_due
+from lukshdrfs.fuse.lock import ignore_lock_signal, lock_when_due
 from lukshdrfs.fuse.mounts import Mount, detach, find_mount
 from lukshdrfs.fuse.options import MountOptions
 from lukshdrfs.volume import Volume
@@ -110,6 +110,7 @@ def serve(
         *(["ro"] if volume.read_only else []),
     }
     signals = {signal.SIGINT, signal.SIGTERM, *((signal.SIGHUP,) if end_on_hangup else ())}
+    ignore_lock_signal()
     # held back until somebody listens: from here on, ending means to unmount
     before = signal.pthread_sigmask(signal.SIG_BLOCK, signals)
     try:

@@ -7,6 +7,7 @@ is answered at once.
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import functools
 import logging
@@ -160,9 +161,11 @@ class ImageFileSystem(pyfuse3.Operations):
         with trio.move_on_after(patience_s):
             while self._in_flight:  # noqa: ASYNC110 - rarely, and not for long
                 await trio.sleep(0.005)
+        if not drained or self._in_flight:
+            return False  # pages that are being read would have to be waited for
         # in a thread: pages that a program has mapped and changed are written first, to us, who refuse them
         await trio.to_thread.run_sync(self._forget_cached)
-        return drained and not self._in_flight
+        return True
 
     def _forget_cached(self) -> None:
         try:
@@ -272,14 +275,15 @@ class ImageFileSystem(pyfuse3.Operations):
             before = self._volume.size
             try:
                 await self._in_thread(self._volume.refresh_size)
-            except LukshdrfsError as error:
-                log.error("%s", error)  # noqa: TRY400 - an error of the storage, not of the program
+            except (LukshdrfsError, OSError, pyfuse3.FUSEError) as error:  # FUSEError: it is locked
+                log.error("the payload's size: %s", error)  # noqa: TRY400 - of the storage, not of the program
             if self._volume.size == before:
                 return
             log.info("the volume has %d bytes now, not %d", self._volume.size, before)
             if self._lane:
                 self._lane.set_size(self._volume.size)
-        pyfuse3.invalidate_inode(self._image, attr_only=True)
+        with contextlib.suppress(OSError):  # the kernel does not know it any more
+            pyfuse3.invalidate_inode(self._image, attr_only=True)
 
     @answers_errno
     async def open(self, inode: pyfuse3.InodeT, flags: pyfuse3.FlagT, ctx: pyfuse3.RequestContext) -> pyfuse3.FileInfo:

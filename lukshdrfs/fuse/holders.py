@@ -13,7 +13,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from lukshdrfs.fuse.mounts import mount_table
+from lukshdrfs.fuse.mounts import Mount, mount_table
 
 _FEW = 5
 
@@ -29,6 +29,22 @@ class Holder:
 def holders(mountpoint: str) -> list[Holder]:
     """Return who is known to hold a mount; an ordinary user sees only processes of its own."""
     return [*_loop_devices(mountpoint), *_processes(mountpoint)]
+
+
+def other_namespace(mount: Mount) -> str:
+    """Return a process in whose mount namespace a mount still is, though it is gone here; empty if there is none."""
+    wanted = f" {mount.device} "
+    for process in Path("/proc").iterdir():
+        if not process.name.isdecimal():
+            continue
+        try:
+            table = (process / "mountinfo").read_text(encoding="utf-8", errors="replace")
+            if any(wanted in line and f" - {mount.type} " in line for line in table.splitlines()):
+                name = (process / "comm").read_text(encoding="utf-8", errors="replace").strip()
+                return f"{name} (process {process.name})"
+        except OSError:
+            continue
+    return ""
 
 
 def describe_holders(mountpoint: str) -> str:

@@ -4,6 +4,7 @@
 
 #include <errno.h>
 #include <fcntl.h>
+#include <limits.h>
 #include <linux/falloc.h>
 #include <linux/fuse.h>
 #include <linux/magic.h>
@@ -547,7 +548,7 @@ static int preallocate(struct lane *lane, uint64_t offset, uint64_t size) {
         int failed;
         do
             failed = fallocate(lane->config.payload, FALLOC_FL_KEEP_SIZE, (off_t)at, (off_t)piece.covered);
-        while (failed && errno == EINTR && !atomic_load(&lane->stopping));
+        while (failed && errno == EINTR && !atomic_load(&lane->stopping) && !atomic_load(&lane->locked));
         if (failed) {
             int error = errno;
             tell(lane, LANE_ALLOCATING, at, error);
@@ -1080,33 +1081,45 @@ struct lane *lane_start(const struct lane_config *config, int *error) {
     struct lane *lane = lane_new(config);
     *error = lane ? start_threads(lane) : ENOMEM;
     if (lane && *error) {
-        lane_stop(lane);
+        (void)lane_stop(lane, UINT_MAX);
         lane = NULL;
     }
     return lane;
 }
 
-static void join_worker(pthread_t thread) {
-    struct timespec until;
-    do { /* again and again: a signal may come just before the read that it is to interrupt */
-        pthread_kill(thread, STOP_SIGNAL);
-        clock_gettime(CLOCK_REALTIME, &until);
-        until.tv_nsec += 5000000;
-        until.tv_sec += until.tv_nsec / 1000000000;
-        until.tv_nsec %= 1000000000;
-    } while (pthread_timedjoin_np(thread, NULL, &until) == ETIMEDOUT);
+/* Returns whether the thread has ended. `until` is a time of CLOCK_MONOTONIC in milliseconds. */
+static int join_until(pthread_t thread, int64_t until, int interrupt) {
+    for (;;) { /* again and again: a signal may come just before the read that it is to interrupt */
+        struct timespec soon;
+        if (interrupt)
+            pthread_kill(thread, STOP_SIGNAL);
+        clock_gettime(CLOCK_REALTIME, &soon);
+        soon.tv_nsec += 5000000;
+        soon.tv_sec += soon.tv_nsec / 1000000000;
+        soon.tv_nsec %= 1000000000;
+        if (pthread_timedjoin_np(thread, NULL, &soon) != ETIMEDOUT)
+            return 1;
+        if (now_ms() > until)
+            return 0;
+    }
 }
 
-void lane_stop(struct lane *lane) {
+int lane_stop(struct lane *lane, unsigned patience_ms) {
+    int64_t until = now_ms() + patience_ms;
+    int ended = 1;
     atomic_store(&lane->stopping, 1);
     end_reading(lane);
-    for (size_t i = 0; i < lane->thread_count; i++)
-        if (lane->workers[i].started)
-            join_worker(lane->workers[i].thread);
+    for (size_t i = 0; i < lane->thread_count && ended; i++)
+        if (lane->workers[i].started) {
+            ended = join_until(lane->workers[i].thread, until, 1);
+            lane->workers[i].started = !ended;
+        }
     shutdown(lane->config.libfuse, SHUT_RDWR); /* ends the other thread's wait */
-    if (lane->answers_started)
-        pthread_join(lane->answers, NULL);
-    if (lane->watcher_started)
+    if (ended && lane->answers_started)
+        ended = join_until(lane->answers, until, 0);
+    if (ended && lane->watcher_started)
         pthread_join(lane->watcher, NULL);
-    release_memory(lane);
+    if (ended)
+        release_memory(lane);
+    return ended;
 }

@@ -64,8 +64,9 @@ int lane_lock(struct lane *lane, unsigned patience_ms);
 /* How many data requests there have been so far. */
 uint64_t lane_requests(const struct lane *lane);
 
-/* Returns when every request that was begun is answered and all threads have ended, whether the file system is still
- * mounted or not; frees the lane. All descriptors stay the caller's. */
-void lane_stop(struct lane *lane);
+/* Returns 1 when every request that was begun is answered and all threads have ended, whether the file system is still
+ * mounted or not; frees the lane. All descriptors stay the caller's. 0 if a thread hangs at the payload for longer than
+ * so many milliseconds: then nothing may be freed or closed, and the process is to end. */
+int lane_stop(struct lane *lane, unsigned patience_ms);
 
 #endif

@@ -24,6 +24,7 @@ from lukshdrfs.volume import DirectAccess
 log = logging.getLogger(__name__)
 
 DEVICE = "/dev/fuse"
+STOP_PATIENCE_MS = 30_000
 _EVENT = struct.Struct("=Qii")
 _TROUBLES = {
     lib.LANE_READING: "payload: reading at byte {offset}: {error}",
@@ -159,10 +160,16 @@ class FastLane:
                 log.error(_TROUBLES[trouble].format(offset=offset, error=os.strerror(error or errno.EIO)))
 
     def stop(self) -> None:
-        """Answer what was begun, and end all threads. The file system serves nothing after that."""
+        """
+        Answer what was begun, and end all threads. The file system serves nothing after that.
+
+        If requests hang at the payload, the process ends: what they use cannot be closed.
+        """
         if self._lane != ffi.NULL:
             lane, self._lane = self._lane, ffi.NULL
-            lib.lane_stop(lane)
+            if not lib.lane_stop(lane, STOP_PATIENCE_MS):
+                log.error("requests hang at the payload; the daemon ends at once")
+                os._exit(1)
             self._close()
 
     def _close(self) -> None:

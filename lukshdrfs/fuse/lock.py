@@ -29,6 +29,11 @@ PATIENCE_S = 5.0
 _LOOKS_PER_TIMEOUT = 20
 
 
+def ignore_lock_signal() -> None:
+    """Have a lock that is asked for before anybody listens, or again, do nothing: by default, the signal kills."""
+    signal.signal(LOCK_SIGNAL, signal.SIG_IGN)
+
+
 async def lock_when_due(
     volume: Volume, file_system: ImageFileSystem, mounted: Mount | None, policy: LockPolicy
 ) -> None:
@@ -39,14 +44,16 @@ async def lock_when_due(
     drained = await file_system.lock(PATIENCE_S)
     if not drained:
         log.error("requests hang at the payload; the daemon ends at once")
+        _take_away(mounted)
         os._exit(1)
+    volume.wipe_keys()
+    log.info("the key is wiped")
     try:
         if not volume.read_only:
             await trio.to_thread.run_sync(volume.flush)
     except LukshdrfsError as error:
         log.error("%s", error)  # noqa: TRY400 - an error of the storage, not of the program
     volume.close()
-    log.info("the key is wiped")
     await trio.to_thread.run_sync(_take_away, mounted)
 
 
@@ -98,8 +105,8 @@ async def _when_idle(seconds: float, requests: Callable[[], int], reasons: trio.
 async def _when_header_gone(header: str, reasons: trio.MemorySendChannel[str]) -> None:
     try:
         presence = HeaderPresence(header)
-    except DeviceError as error:
-        await reasons.send(str(error))
+    except (DeviceError, OSError) as error:
+        await reasons.send(f"header {header} cannot be watched: {error}")
         return
     try:
         gone = await trio.to_thread.run_sync(presence.wait_gone, abandon_on_cancel=True)

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import functools
 import json
 import logging
 import os
@@ -31,7 +32,7 @@ log = logging.getLogger(__name__)
 
 ENGINE = "qemu-storage-daemon"
 START_PATIENCE_S = 30.0
-STOP_PATIENCE_S = 60.0
+STOP_PATIENCE_S = 40.0
 RECONNECT_S = 30
 """How long requests wait for a server that went away, before they fail with EIO."""
 
@@ -49,7 +50,8 @@ def is_network(name: str) -> bool:
 
 def create_image(name: str, image_format: str, size: int) -> None:
     """Make an image of `size` bytes with nothing in it. Raises DeviceError with qemu-img's own words."""
-    command = [_program("qemu-img", "qemu-utils"), "create", "-q", "-f", image_format, "--", name, str(size)]
+    path = os.path.abspath(name)  # noqa: PTH100 - as it is, `a:b` would be a protocol to qemu-img
+    command = [_program("qemu-img", "qemu-utils"), "create", "-q", "-f", image_format, "--", path, str(size)]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     if done.returncode != 0:
         said = done.stderr.strip().splitlines()
@@ -111,8 +113,9 @@ def _nbd_node(url: str) -> dict[str, Any]:
         node["server"] = {"type": "inet", "host": parts.hostname, "port": str(parts.port or 10809)}
     if parts.scheme.startswith("nbds"):
         node["tls-creds"] = "tls"
-        if certificates := query.pop("tls-certificates", ""):
-            node["certificates"] = certificates  # ours, taken out again below
+        node["certificates"] = query.pop("tls-certificates", "")  # ours, taken out again below
+        if not node["certificates"]:
+            raise UsageError(f"payload {url}: ?tls-certificates=FOLDER is needed, by which the server is known")
     if query:
         raise UsageError(f"payload {url}: {next(iter(query))!r} is not a parameter that is known")
     return node
@@ -130,12 +133,14 @@ class Engine:
         self._name = name
         node = node_of(name, image_format, read_only=read_only)
         objects = _tls_objects(node["file"])
-        self._folder = Path(tempfile.mkdtemp(prefix="lukshdrfs-", dir=os.environ.get("XDG_RUNTIME_DIR") or None))
+        program = engine_program()
+        self._folder = _new_folder()
         self.path = self._folder / "payload"
         self.path.touch(mode=0o600)
         node["file"]["cache"] = {"direct": direct}
+        self._said = os.memfd_create("stderr", os.MFD_CLOEXEC)  # a pipe that nobody reads would fill up
         self._unmounted = self.path.stat().st_dev
-        command = [engine_program(), *objects, "--blockdev", json.dumps(node), "--export", json.dumps({
+        command = [program, *objects, "--blockdev", json.dumps(node), "--export", json.dumps({
             "type": "fuse", "id": "export", "node-name": "payload", "mountpoint": str(self.path),
             "writable": not read_only, "allow-other": "off",
         })]  # fmt: skip
@@ -144,9 +149,10 @@ class Engine:
                 command,
                 stdin=subprocess.DEVNULL,
                 stdout=subprocess.DEVNULL,
-                stderr=subprocess.PIPE,
+                stderr=self._said,
+                cwd="/",
                 start_new_session=True,
-                preexec_fn=_end_with_parent,  # noqa: PLW1509 - no other thread runs yet that could hold a lock
+                preexec_fn=functools.partial(_end_with_parent, os.getpid()),  # noqa: PLW1509 - no other thread runs yet that could hold a lock
             )
             self._wait_ready()
         except BaseException:
@@ -169,8 +175,7 @@ class Engine:
             return True
 
     def _failure(self) -> LukshdrfsError:
-        assert self._process.stderr is not None
-        said = self._process.stderr.read().decode("utf-8", "replace").strip().splitlines()
+        said = os.pread(self._said, 1 << 16, 0).decode("utf-8", "replace").strip().splitlines()
         reason = re.sub(r"^\S*qemu-storage-daemon: (--\w+ .*?: )?", "", said[0] if said else "it ended")
         if "lock" in reason:
             return InUse(f"payload {self._name} is in use by another program: {reason}")
@@ -192,8 +197,9 @@ class Engine:
                 log.error("payload %s: %s does not end; it is killed", self._name, ENGINE)  # noqa: TRY400
                 process.kill()
                 process.wait()
-        if process is not None and process.stderr is not None:
-            process.stderr.close()
+        if self._said >= 0:
+            os.close(self._said)
+            self._said = -1
         if self._is_mounted():
             _take_away(self.path)
         with contextlib.suppress(OSError):
@@ -201,23 +207,31 @@ class Engine:
             self._folder.rmdir()
 
 
-def _end_with_parent() -> None:
+def _end_with_parent(parent: int) -> None:
     """Have the engine end when we do, however that comes: it flushes and unmounts then."""
     _libc.prctl(_PR_SET_PDEATHSIG, signal.SIGTERM, 0, 0, 0)
+    if os.getppid() != parent:
+        os._exit(1)  # it ended before we could ask to be told
+
+
+def _new_folder() -> Path:
+    """Return a new folder that only we can enter; those of our processes that were killed are removed."""
+    base = Path(os.environ.get("XDG_RUNTIME_DIR") or tempfile.gettempdir())
+    for folder in base.glob("lukshdrfs-*-*"):
+        owner = folder.name.split("-")[1]
+        with contextlib.suppress(OSError):
+            if owner.isdecimal() and folder.stat().st_uid == os.geteuid() and not Path(f"/proc/{owner}").exists():
+                (folder / "payload").unlink(missing_ok=True)
+                folder.rmdir()
+    return Path(tempfile.mkdtemp(prefix=f"lukshdrfs-{os.getpid()}-", dir=base))
 
 
 def _tls_objects(protocol: dict[str, Any]) -> Iterator[str]:
     """Return the options that make the credentials which a node names."""
     if "tls-creds" not in protocol:
         return iter(())
-    folder = protocol.pop("certificates", "")
-    creds: dict[str, Any] = {
-        "qom-type": "tls-creds-x509" if folder else "tls-creds-anon",
-        "id": "tls",
-        "endpoint": "client",
-    }
-    if folder:
-        creds["dir"] = folder
+    folder = os.path.abspath(protocol.pop("certificates"))  # noqa: PTH100 - the engine has another working directory
+    creds = {"qom-type": "tls-creds-x509", "id": "tls", "endpoint": "client", "dir": folder}
     return iter(("--object", json.dumps(creds)))
 
 

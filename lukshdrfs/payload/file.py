@@ -143,7 +143,10 @@ class FilePayload:
 
     def refresh_size(self) -> None:
         """See Payload."""
-        self._size = os.lseek(self._descriptor, 0, os.SEEK_END)  # st_size is 0 on a block device
+        try:
+            self._size = os.lseek(self._descriptor, 0, os.SEEK_END)  # st_size is 0 on a block device
+        except OSError as error:
+            raise self._failure("looking for the end", 0, error) from None
 
     def modified_ns(self) -> int:
         """See Payload."""

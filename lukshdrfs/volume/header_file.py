@@ -85,11 +85,11 @@ class HeaderFile:
 
         Raises DeviceError if it cannot be written, HeaderError if what is there afterwards is not the new header.
         """
+        expected = edit.applied_to(self.header.area)  # before anything is written
         for step in edit.steps:
             for write in step:
                 write_all(self._descriptor, write.data, write.offset, f"header {self.name}")
             sync_descriptor(self._descriptor, f"header {self.name}")
-        expected = edit.applied_to(self.header.area)
         self.header = parse_from(self._descriptor, self.name)
         if self.header.area != expected:
             raise HeaderError(f"header {self.name} does not read back as it was written; its storage is failing")

@@ -46,6 +46,9 @@ class HeaderPresence:
         if self._identity is None:
             raise DeviceError(f"header {path} is not there, so its removal cannot be watched for")
         self._events = _libc.inotify_init1(os.O_CLOEXEC | os.O_NONBLOCK)
+        if self._events < 0:
+            reason = os.strerror(ctypes.get_errno())
+            raise DeviceError(f"header {path} cannot be watched: {reason} (see fs.inotify.max_user_instances)")
         self._watch()
         self._mounts = os.open("/proc/self/mountinfo", os.O_RDONLY | os.O_CLOEXEC)
         self._uevents = _open_uevents()

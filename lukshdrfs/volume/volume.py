@@ -206,11 +206,15 @@ class Volume:
         """Return when everything written is on the payload's storage. Raises PayloadError."""
         self._payload.flush()
 
-    def close(self) -> None:
-        """Wipe the key and let go of the payload. Does not flush. May be called again."""
+    def wipe_keys(self) -> None:
+        """Wipe the key, and keep the payload. Nobody may be reading or writing, and nobody can from now on."""
         for extent in self._extents:
             if extent.cipher:
                 extent.cipher.close()
+
+    def close(self) -> None:
+        """Wipe the key and let go of the payload. Does not flush. May be called again."""
+        self.wipe_keys()
         self._payload.close()
 
     def __enter__(self) -> Self:

@@ -55,6 +55,12 @@ def test_pages_that_need_no_root(name: str, tmp_path: Path) -> None:
     run_page(ROOT / f"docs/{name}.md", tmp_path)
 
 
+@pytest.mark.needs("fuse", "qemu-img", "qemu-nbd", "qemu-storage-daemon")
+def test_network_storage(tmp_path: Path) -> None:
+    """And of the page about images and network storage."""
+    run_page(ROOT / "docs/network.md", tmp_path)
+
+
 @pytest.mark.needs("fuse", "qemu-img", "qemu-io")
 def test_virtual_machines(tmp_path: Path) -> None:
     """And of the page about virtual machines."""
@@ -73,7 +79,7 @@ def test_workstation(tmp_path: Path) -> None:
 def test_every_page_with_blocks_is_run() -> None:
     """No page is left out."""
     pages = {page.stem for page in [*ROOT.glob("*.md"), *ROOT.glob("docs/*.md")] if blocks(page)}
-    assert pages == {"README", "tutorial", "headers", "control", "vm", "workstation"}
+    assert pages == {"README", "tutorial", "headers", "control", "network", "vm", "workstation"}
 
 
 def test_everything_the_documentation_links_to_is_there() -> None:

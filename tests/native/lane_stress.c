@@ -302,7 +302,8 @@ int main(int count, char **words) {
         CHECK(poll(&told, 1, 20000) == 1);
         CHECK(recv(events[0], &error, sizeof error, 0) == 0);
     }
-    lane_stop(lane);
+    if (!lane_stop(lane, 60000))
+        return 1;
     shutdown(kernel, SHUT_RDWR);
     pthread_join(sorter, NULL);
     pthread_join(peer, NULL);
