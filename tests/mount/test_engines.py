@@ -47,6 +47,7 @@ def engines(folder: Path) -> list[int]:
 def image(tmp_path: Path) -> LuksFiles:
     """Return a LUKS1 volume on a qcow2 image, with a detached header: what QEMU opens, too."""
     files = new_files(tmp_path, SIZE)
+    files.key_file.write_bytes(b"a secret to QEMU is text")
     make_header(files, LUKS1_XTS)
     files.payload.unlink()
     qemu.run(program("qemu-img"), "create", "-q", "-f", "qcow2", files.payload, str(SIZE))
