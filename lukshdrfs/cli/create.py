@@ -384,6 +384,9 @@ def _create_payload(name: str, size_: int) -> None:
         descriptor = os.open(name, os.O_CREAT | os.O_EXCL | os.O_RDWR, 0o600)
         try:
             os.ftruncate(descriptor, size_)
+        except OSError:
+            Path(name).unlink()
+            raise
         finally:
             os.close(descriptor)
     except OSError as error:

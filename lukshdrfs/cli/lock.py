@@ -9,7 +9,7 @@ import select
 import signal
 
 from lukshdrfs.cli.arguments import Subparsers
-from lukshdrfs.cli.unmount import image_of
+from lukshdrfs.cli.unmount import image_of, mount_at
 from lukshdrfs.errors import DeviceError, InUse, LukshdrfsError, UsageError
 from lukshdrfs.fuse import FILE_SYSTEM_TYPE, LOCK_SIGNAL, Mount, detach, find_mount, mount_table
 
@@ -37,10 +37,7 @@ def run(arguments: argparse.Namespace) -> int:
     if arguments.all == (arguments.mountpoint is not None):
         raise UsageError("name one mountpoint, or take --all")
     if not arguments.all:
-        mount = find_mount(arguments.mountpoint) or find_mount(os.path.realpath(arguments.mountpoint))
-        if mount is None or mount.type != FILE_SYSTEM_TYPE:
-            raise DeviceError(f"{arguments.mountpoint} is not a mountpoint of lukshdrfs")
-        _lock(mount)
+        _lock(mount_at(arguments.mountpoint))
         return 0
     problems: list[LukshdrfsError] = []
     for mount in (mount for mount in mount_table() if mount.type == FILE_SYSTEM_TYPE):

@@ -10,9 +10,8 @@ from typing import Any
 
 from lukshdrfs.cli.arguments import Subparsers
 from lukshdrfs.cli.description import lines
-from lukshdrfs.cli.unmount import image_of
-from lukshdrfs.errors import DeviceError
-from lukshdrfs.fuse import FILE_SYSTEM_TYPE, Mount, find_mount, holders, mount_table
+from lukshdrfs.cli.unmount import image_of, mount_at
+from lukshdrfs.fuse import FILE_SYSTEM_TYPE, Mount, holders, mount_table
 
 _PREFIX = "user.lukshdrfs."
 _NUMBERS = {"pid", "key_size", "sector_size", "payload_offset"}
@@ -36,10 +35,7 @@ def run(arguments: argparse.Namespace) -> int:
     if arguments.mountpoint is None:
         found = [_describe(mount) for mount in mount_table() if mount.type == FILE_SYSTEM_TYPE]
     else:
-        mount = find_mount(arguments.mountpoint) or find_mount(os.path.realpath(arguments.mountpoint))
-        if mount is None or mount.type != FILE_SYSTEM_TYPE:
-            raise DeviceError(f"{arguments.mountpoint} is not a mountpoint of lukshdrfs")
-        found = [_describe(mount)]
+        found = [_describe(mount_at(arguments.mountpoint))]
     if arguments.json:
         sys.stdout.write(json.dumps(found if arguments.mountpoint is None else found[0], indent=2) + "\n")
     else:

@@ -39,9 +39,7 @@ def add_parser(subparsers: Subparsers) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     """Carry the command out."""
-    mount = find_mount(arguments.mountpoint) or find_mount(os.path.realpath(arguments.mountpoint))
-    if mount is None or mount.type != FILE_SYSTEM_TYPE:
-        raise DeviceError(f"{arguments.mountpoint} is not a mountpoint of lukshdrfs")
+    mount = mount_at(arguments.mountpoint)
     try:
         image = image_of(mount.mountpoint)
         daemon = os.pidfd_open(int(os.getxattr(image, "user.lukshdrfs.pid")))
@@ -87,6 +85,14 @@ def _detached(mountpoint: str, *, lazy: bool) -> bool:
         log.warning("%s; it is served until that is done", text)
         return False
     return True
+
+
+def mount_at(name: str) -> Mount:
+    """Return the mount at a path, or at what the path links to. Raises DeviceError if it is none of ours."""
+    mount = find_mount(name) or find_mount(os.path.realpath(name))
+    if mount is None or mount.type != FILE_SYSTEM_TYPE:
+        raise DeviceError(f"{name} is not a mountpoint of lukshdrfs")
+    return mount
 
 
 def image_of(mountpoint: str) -> str:
