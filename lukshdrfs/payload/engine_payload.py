@@ -40,6 +40,8 @@ class EnginePayload(FilePayload):
 
     def close(self) -> None:
         """See Payload. The engine flushes and ends."""
-        super().close()
-        if self._engine:
-            self._engine.close()
+        try:
+            super().close()
+        finally:
+            if self._engine:
+                self._engine.close()

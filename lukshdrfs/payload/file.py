@@ -157,7 +157,10 @@ class FilePayload:
         descriptor, self._descriptor = self._descriptor, -1
         if descriptor >= 0:
             self._put_times_back(descriptor)
-            os.close(descriptor)
+            try:
+                os.close(descriptor)
+            except OSError as error:  # of a file system that is gone; what matters has been said by `flush`
+                log.warning("payload %s: closing: %s", self._name, os.strerror(error.errno or 0))
 
     def _put_times_back(self, descriptor: int) -> None:
         if self._times_ns is None:

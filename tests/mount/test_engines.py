@@ -18,7 +18,7 @@ import pytest
 from support import qemu
 from support.cryptsetup import LUKS1_XTS, XTS_512, LuksFiles, decrypted, make_header
 from support.model import apply, scattered_writes
-from support.mounts import LUKSHDRFS, Mounted, is_mounted, lukshdrfs
+from support.mounts import LUKSHDRFS, Mounted, is_mounted, lukshdrfs, mount_table
 from support.processes import commands, kill, wait_gone
 from support.tools import program, qemu10
 from support.volumes import MIB, MakeVolume, new_files
@@ -192,6 +192,7 @@ def test_engine_that_dies(image: LuksFiles, tmp_path: Path) -> None:
         subprocess.run([program("fusermount3"), "-u", mount.mountpoint], check=True)
         wait_gone(mount.pid)
     assert not engines(tmp_path)
+    assert not [entry for entry in mount_table() if f"lukshdrfs-{mount.pid}-" in str(entry.mountpoint)]
     with qcow2(image, "--read-only") as mount:
         assert mount.image.read_bytes()[:MIB] == plain
 
