@@ -2,11 +2,6 @@
 
 from setuptools import setup
 
-setup(
-    cffi_modules=[
-        "lukshdrfs/cipher/build_sector_cipher.py:ffibuilder",
-        "lukshdrfs/payload/build_block_scan.py:ffibuilder",
-        "lukshdrfs/volume/build_sector_locks.py:ffibuilder",
-        "lukshdrfs/fuse/build_lane.py:ffibuilder",
-    ]
-)
+MODULES = ("sector_cipher", "sector_locks", "block_scan", "nbd_client", "lane")
+
+setup(cffi_modules=[f"lukshdrfs/build_native.py:{name}" for name in MODULES])

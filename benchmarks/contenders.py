@@ -123,25 +123,28 @@ def wait_for(condition: Callable[[], bool], what: str) -> None:
 
 
 @contextlib.contextmanager
-def _lukshdrfs(bench: Workbench, payload: Path, *options: str) -> Iterator[Running]:
+def lukshdrfs_mount(bench: Workbench, payload: Path | str, *options: str) -> Iterator[Running]:
+    """Run this program on a payload."""
     start = time.monotonic()
     run(BIN / "lukshdrfs", "mount", "--key-file", bench.key, *options, payload, bench.mountpoint)
     seconds = time.monotonic() - start
     image = bench.mountpoint / "image"
     try:
-        yield Running(image, [int(os.getxattr(image, "user.lukshdrfs.pid"))], seconds)
+        pid = os.getxattr(image, "user.lukshdrfs.pid").decode()
+        children = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()  # engines
+        yield Running(image, [int(pid), *map(int, children)], seconds)
     finally:
         run(BIN / "lukshdrfs", "unmount", bench.mountpoint)
 
 
 def lukshdrfs(*options: str) -> Contender:
     """Return this program on the volume that all can open."""
-    return lambda bench: _lukshdrfs(bench, bench.luks1, *options)
+    return lambda bench: lukshdrfs_mount(bench, bench.luks1, *options)
 
 
 def lukshdrfs_4096(bench: Workbench) -> contextlib.AbstractContextManager[Running]:
     """Run this program on LUKS2 with large sectors."""
-    return _lukshdrfs(bench, bench.luks2, "--header", str(bench.folder / "luks2.hdr"))
+    return lukshdrfs_mount(bench, bench.luks2, "--header", str(bench.folder / "luks2.hdr"))
 
 
 @contextlib.contextmanager
@@ -162,9 +165,14 @@ def qemu_program(name: str) -> str | None:
     return shutil.which(name, path=os.pathsep.join([os.environ.get("LUKSHDRFS_QEMU10", ""), os.environ["PATH"]]))
 
 
+def qemu(bench: Workbench) -> contextlib.AbstractContextManager[Running]:
+    """Run QEMU's luks driver on the volume that all can open."""
+    return qemu_luks(bench, f"driver=file,node-name=file,filename={bench.luks1}")
+
+
 @contextlib.contextmanager
-def qemu(bench: Workbench) -> Iterator[Running]:
-    """Run QEMU's luks driver behind its FUSE export."""
+def qemu_luks(bench: Workbench, *nodes: str) -> Iterator[Running]:
+    """Run QEMU's luks driver behind its FUSE export, over the node `file`, the last of those given."""
     image = bench.mountpoint / "image"
     image.touch()
     before = image.stat().st_dev
@@ -172,7 +180,7 @@ def qemu(bench: Workbench) -> Iterator[Running]:
         [
             qemu_program("qemu-storage-daemon") or "qemu-storage-daemon",
             "--object", f"secret,id=key,file={bench.key}",
-            "--blockdev", f"driver=file,node-name=file,filename={bench.luks1}",
+            *(option for node in nodes for option in ("--blockdev", node)),
             "--blockdev", "driver=luks,node-name=luks,file=file,key-secret=key",
             "--export", f"fuse,id=export,node-name=luks,mountpoint={image},writable=on",
         ]

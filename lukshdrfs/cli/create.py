@@ -26,7 +26,16 @@ from lukshdrfs.luks.luks1 import SECTOR as LUKS1_SECTOR_SIZE
 from lukshdrfs.luks.luks1_format import HEADER_ALIGNMENT, Luks1Format, format_luks1, header_size
 from lukshdrfs.luks.luks2_format import KEYSLOTS_SIZE, METADATA_SIZE, Luks2Format, format_luks2, segment_object
 from lukshdrfs.luks.shared import add_payload
-from lukshdrfs.payload import EnginePayload, FilePayload, is_network, known_signature
+from lukshdrfs.payload import (
+    FilePayload,
+    Payload,
+    check_format,
+    is_network,
+    is_plain,
+    known_signature,
+    known_signature_of,
+    open_indirect,
+)
 from lukshdrfs.payload.engine import create_image
 from lukshdrfs.secret import SecretBytes
 from lukshdrfs.sectors import SECTOR_SIZES, round_down, round_up
@@ -178,9 +187,8 @@ def _existing_secret(arguments: argparse.Namespace) -> SecretBytes:
 
 def _check(arguments: argparse.Namespace) -> None:
     """Raise UsageError for what cannot be, or cannot be together."""
-    if arguments.payload_format not in ("raw", "qcow2"):
-        raise UsageError(f"payload format {arguments.payload_format!r} is not supported; expected raw or qcow2")
-    if _with_engine(arguments) and not _detached(arguments):
+    check_format(arguments.payload, arguments.payload_format)
+    if not is_plain(arguments.payload, arguments.payload_format) and not _detached(arguments):
         raise UsageError("an attached header is for a plain file or device; name a place for it with --header")
     if arguments.type not in ("luks1", "luks2"):
         raise UsageError(f"--type {arguments.type} is not supported; expected luks2 or luks1")
@@ -328,7 +336,7 @@ def _check_header_place(arguments: argparse.Namespace) -> None:
 
 
 @contextmanager
-def _payload(arguments: argparse.Namespace) -> Iterator[tuple[FilePayload, bool]]:
+def _payload(arguments: argparse.Namespace) -> Iterator[tuple[Payload, bool]]:
     """Yield the payload, opened and locked, and whether it was made here; if so, it goes when something fails."""
     name = arguments.payload
     created = not is_network(name) and not os.path.lexists(name)
@@ -344,9 +352,13 @@ def _payload(arguments: argparse.Namespace) -> Iterator[tuple[FilePayload, bool]
         if created:
             _create_payload(name, arguments.size)
             made = True  # from here on it is ours to take away
-        if _with_engine(arguments):
-            with _engine_payload(arguments, created=created) as payload:
-                yield payload, created
+        if not is_plain(name, arguments.payload_format):
+            if created:  # over the file that was made to have the name
+                create_image(name, arguments.payload_format, arguments.size)
+            with open_indirect(name, arguments.payload_format, read_only=False) as opened:
+                if not created:
+                    _refuse(name, known_signature_of(opened.size, opened.read_into), force=arguments.force)
+                yield opened, created
             return
         if not created and _window(arguments, created=created) is None:
             _refuse_known_data(name, force=arguments.force)
@@ -358,25 +370,6 @@ def _payload(arguments: argparse.Namespace) -> Iterator[tuple[FilePayload, bool]
         if made:
             Path(name).unlink(missing_ok=True)
         raise
-
-
-def _with_engine(arguments: argparse.Namespace) -> bool:
-    return arguments.payload_format != "raw" or is_network(arguments.payload)
-
-
-def _engine_payload(arguments: argparse.Namespace, *, created: bool) -> EnginePayload:
-    """Return a payload that an engine opens, made here or looked at for data that is recognised."""
-    name = arguments.payload
-    if created:  # over the file that was made to have the name
-        create_image(name, arguments.payload_format, arguments.size)
-    payload = EnginePayload.start(name, arguments.payload_format, read_only=False)
-    if not created:
-        try:
-            _refuse_known_data(payload.path, force=arguments.force)
-        except BaseException:
-            payload.close()
-            raise
-    return payload
 
 
 def _create_payload(name: str, size_: int) -> None:
@@ -396,7 +389,11 @@ def _create_payload(name: str, size_: int) -> None:
 def _refuse_known_data(name: str, *, force: bool) -> None:
     if not stat.S_ISREG(mode := os.stat(name).st_mode) and not stat.S_ISBLK(mode):  # noqa: PTH116
         return  # opening it says what is wrong
-    found = known_signature(name)
+    _refuse(name, known_signature(name), force=force)
+
+
+def _refuse(name: str, found: str, *, force: bool) -> None:
+    """Raise DeviceError for a payload with data on it."""
     if not found:
         return
     if not force:
@@ -404,11 +401,9 @@ def _refuse_known_data(name: str, *, force: bool) -> None:
     log.warning("payload %s: its data (%s) will be unreadable", name, found)
 
 
-def _fill(
-    arguments: argparse.Namespace, payload: FilePayload, form: Luks1Format | Luks2Format, *, created: bool
-) -> None:
+def _fill(arguments: argparse.Namespace, payload: Payload, form: Luks1Format | Luks2Format, *, created: bool) -> None:
     """Fill the payload, or the window of it that is the volume, if that is asked for or it was made here."""
-    thin = _with_engine(arguments)
+    thin = not is_plain(arguments.payload, arguments.payload_format)
     if created and not thin if arguments.wipe is None else arguments.wipe:
         window = _window(arguments, created=created)
         # what lies before the data of a detached header is somebody else's, unless all of it was made here
@@ -425,7 +420,7 @@ def _window(arguments: argparse.Namespace, *, created: bool) -> int | None:
     return None if created or arguments.size is None else int(arguments.size)
 
 
-def _wipe(payload: FilePayload, window: tuple[int, int], *, created: bool) -> None:
+def _wipe(payload: Payload, window: tuple[int, int], *, created: bool) -> None:
     """Fill a part of the payload with random bytes, so that used and unused sectors look alike."""
     offset, size_ = window
     try:

@@ -14,8 +14,8 @@ from lukshdrfs.cli.arguments import Subparsers, add_header, pin
 from lukshdrfs.cli.description import describe, lines
 from lukshdrfs.errors import DeviceError, UsageError
 from lukshdrfs.luks import Header
-from lukshdrfs.payload import EnginePayload, is_network
-from lukshdrfs.volume import read_header
+from lukshdrfs.payload import is_network, is_plain, open_indirect
+from lukshdrfs.volume import parse_from, read_header
 
 
 def add_parser(subparsers: Subparsers) -> None:
@@ -39,8 +39,8 @@ def run(arguments: argparse.Namespace) -> int:
         raise UsageError("name a header with --header, or a payload")
     if len(sources) > 1:
         raise UsageError("info shows one header; give --header once")
-    if arguments.payload and (arguments.payload_format != "raw" or is_network(arguments.payload)):
-        document = _with_engine(arguments)
+    if arguments.payload and not is_plain(arguments.payload, arguments.payload_format):
+        document = _indirect(arguments)
     else:
         document = _plain(arguments, sources[0])
     text = json.dumps(document, indent=2) if arguments.json else "\n".join(lines(document))
@@ -64,10 +64,13 @@ def _plain(arguments: argparse.Namespace, source: str) -> dict[str, Any]:
     return document
 
 
-def _with_engine(arguments: argparse.Namespace) -> dict[str, Any]:
+def _indirect(arguments: argparse.Namespace) -> dict[str, Any]:
     """Describe the header, and a payload in a format or behind an address of its own."""
-    with EnginePayload.start(arguments.payload, arguments.payload_format, read_only=True) as payload:
-        header = read_header(arguments.header[0] if arguments.header else payload.path, pin(arguments))
+    with open_indirect(arguments.payload, arguments.payload_format, read_only=True) as payload:
+        if arguments.header:
+            header = read_header(arguments.header[0], pin(arguments))
+        else:
+            header = parse_from(payload, payload.name, pin(arguments))
         document = describe(header, detached=bool(arguments.header))
         document["payload"] = {
             "format": arguments.payload_format,

@@ -33,10 +33,19 @@ from lukshdrfs.errors import DeviceError, LukshdrfsError, UsageError, WrongKey
 from lukshdrfs.fuse import DataPath, LockPolicy, MountOptions, check_fuse, check_mountpoint, run_in_background, serve
 from lukshdrfs.luks import Header
 from lukshdrfs.luks.shared import choose_payload, header_for
-from lukshdrfs.payload import EnginePayload, FilePayload, is_network
-from lukshdrfs.payload.engine import node_of
+from lukshdrfs.payload import FilePayload, NbdPayload, Payload, check_format, is_network, is_plain, open_indirect
+from lukshdrfs.payload.nbd import PATIENCE_S
 from lukshdrfs.secret import SecretBytes, lock_process_memory
-from lukshdrfs.volume import LockedVolume, Volume, Window, lock_volume, read_header, source_descriptor, window_of
+from lukshdrfs.volume import (
+    LockedVolume,
+    Volume,
+    Window,
+    lock_volume,
+    parse_from,
+    read_header,
+    source_descriptor,
+    window_of,
+)
 
 log = logging.getLogger(__name__)
 
@@ -79,6 +88,10 @@ def add_parser(subparsers: Subparsers) -> None:
     parser.add_argument("--offset", type=size, metavar="N", help="where the data start, if the header says 0")
     parser.add_argument("--size", type=size, metavar="N", help="how much data there is, if the header leaves it open")
     parser.add_argument("--header-timeout", type=seconds, metavar="S", help="wait so long for the header to be there")
+    parser.add_argument(
+        "--payload-timeout", type=seconds, default=PATIENCE_S, metavar="S",
+        help=f"wait so long for an NBD server that is away ({PATIENCE_S:.0f}s)",
+    )  # fmt: skip
     parser.add_argument("--lock-on-header-removal", action="store_true", help="lock when the header goes away")
     parser.add_argument("--max-time", type=seconds, metavar="S", help="lock after so many seconds (or 8h, 30m)")
     parser.add_argument("--idle-timeout", type=seconds, metavar="S", help="lock when it is not used for so long")
@@ -114,10 +127,9 @@ def run(arguments: argparse.Namespace) -> int:
 
 def _check_values(arguments: argparse.Namespace) -> None:
     """Raise UsageError for a value that no mount can have."""
-    if _needs_engine(arguments):
-        node_of(arguments.payload, arguments.payload_format, read_only=arguments.read_only)
-        if arguments.preserve_times:
-            raise UsageError("--preserve-times is for payloads that are opened here, not by an engine")
+    check_format(arguments.payload, arguments.payload_format)
+    if arguments.preserve_times and not is_plain(arguments.payload, arguments.payload_format):
+        raise UsageError("--preserve-times is for plain files and devices")
     if arguments.cache not in CACHE_MODES:
         raise UsageError(f"--cache {arguments.cache}: expected {', '.join(CACHE_MODES)}")
     if arguments.data_path not in DATA_PATHS:
@@ -130,10 +142,6 @@ def _check_values(arguments: argparse.Namespace) -> None:
         _check_removable(arguments)
     if "/" in arguments.name or arguments.name in ("", ".", ".."):
         raise UsageError(f"--name {arguments.name!r} is not a file name")
-
-
-def _needs_engine(arguments: argparse.Namespace) -> bool:
-    return arguments.payload_format != "raw" or is_network(arguments.payload)
 
 
 def _absolute(name: str) -> str:
@@ -218,13 +226,18 @@ def _unlock(request: _Request) -> tuple[Volume, str | None]:
     """Return the volume that the first working header opens, and that header; say what was wrong with the others."""
     arguments = request.arguments
     window = Window(arguments.offset, arguments.size)
-    early: FilePayload | None = None
+    early: Payload | None = None
 
     def read(name: str | None) -> tuple[str | None, Header]:
-        place = early.path if isinstance(early, EnginePayload) else arguments.payload
-        header = read_header(
-            place if name is None else name, pin(arguments), salvage=True, forced=arguments.force_header
-        )
+        if name is None and isinstance(early, NbdPayload):
+            header = parse_from(early, early.name, pin(arguments), salvage=True, forced=arguments.force_header)
+        else:
+            header = read_header(
+                arguments.payload if name is None else name,
+                pin(arguments),
+                salvage=True,
+                forced=arguments.force_header,
+            )
         payload = choose_payload(header, arguments.payload_name, arguments.payload)
         return name, header if payload is None else header_for(header, payload)
 
@@ -234,8 +247,8 @@ def _unlock(request: _Request) -> tuple[Volume, str | None]:
     if arguments.header_timeout is not None:
         wait_for_any(arguments.header or [arguments.payload], arguments.header_timeout)
     try:
-        if _needs_engine(arguments) and not arguments.header:
-            early = _open_payload(arguments, None)  # the header is in what the engine shows
+        if not is_plain(arguments.payload, arguments.payload_format) and not arguments.header:
+            early = _open_payload(arguments, None)  # the header is in it
         headers = _usable(read, arguments.header or [None])
         part = window_of([header for _, header in headers], window) if arguments.header else None
         payload = early or _open_payload(arguments, part)
@@ -247,12 +260,16 @@ def _unlock(request: _Request) -> tuple[Volume, str | None]:
         raise
 
 
-def _open_payload(arguments: argparse.Namespace, part: tuple[int, int] | None) -> FilePayload:
+def _open_payload(arguments: argparse.Namespace, part: tuple[int, int] | None) -> Payload:
     """Open the payload, or that part of it that is meant."""
     write_through = arguments.cache == "writethrough"
-    if _needs_engine(arguments):
-        return EnginePayload.start(
-            arguments.payload, arguments.payload_format, read_only=arguments.read_only, write_through=write_through
+    if not is_plain(arguments.payload, arguments.payload_format):
+        return open_indirect(
+            arguments.payload,
+            arguments.payload_format,
+            read_only=arguments.read_only,
+            write_through=write_through,
+            patience_s=arguments.payload_timeout,
         )
     return FilePayload.open(
         arguments.payload,

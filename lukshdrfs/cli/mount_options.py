@@ -41,6 +41,7 @@ VALUES: dict[str, tuple[str, Callable[[str], object]]] = {
     "name": ("name", str),
     "offset": ("offset", size),
     "payload-name": ("payload_name", str),
+    "payload-timeout": ("payload_timeout", seconds),
     "passphrase-file": ("passphrase_file", str),
     "size": ("size", size),
     "tries": ("tries", number),

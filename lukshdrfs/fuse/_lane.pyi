@@ -1,4 +1,4 @@
-# What build_lane.py makes.
+# What build_native.py makes.
 from typing import Any
 
 ffi: Any

@@ -66,6 +66,10 @@
 #define LONG_WAIT 4  /* looks after which somebody is to read anyway */
 #define QUIET_LOOKS 20 /* looks without any wait after which the watching thread sleeps */
 
+/* Requests that a payload over the network serves while no thread waits for them, and their bytes. */
+#define MAX_ERRANDS 64
+#define LARGEST_ERRAND ((size_t)1 << 16)
+
 #define REMEMBERED_INTERRUPTS 16
 #define STOP_SIGNAL (SIGRTMIN + 5)
 
@@ -73,6 +77,10 @@ typedef int (*crypt_function)(struct sector_cipher *, int, uint8_t *, size_t, ui
 typedef void (*hold_function)(struct sector_locks *, struct sector_range *, uint64_t, uint64_t, int);
 typedef int (*try_function)(struct sector_locks *, struct sector_range *, uint64_t, uint64_t, int);
 typedef void (*release_function)(struct sector_locks *, struct sector_range *);
+typedef int (*payload_read_function)(void *, uint8_t *, size_t, uint64_t);
+typedef int (*payload_write_function)(void *, const uint8_t *, size_t, uint64_t);
+typedef int (*payload_flush_function)(void *);
+typedef int (*payload_start_function)(void *, int, uint8_t *, size_t, uint64_t, void (*)(void *, int), void *);
 
 /* The start of a request, up to the data of a WRITE. */
 struct request {
@@ -117,6 +125,26 @@ struct worker {
 };
 #define BUFFER_SIZE (LARGEST_SECTOR + LARGEST_REQUEST + LARGEST_SECTOR)
 
+/* The part of a range of plaintext that is in one extent, and the whole sectors around it. */
+struct piece {
+    const struct lane_extent *extent;
+    uint64_t at;   /* first whole sector, bytes in the extent */
+    size_t skip;   /* bytes of it before the range */
+    size_t size;   /* bytes of the range */
+    size_t covered; /* bytes of the whole sectors */
+};
+
+/* A request that the payload serves by itself: one piece of whole sectors, which stays locked until it is done. */
+struct errand {
+    struct errand *next; /* among those that are free */
+    struct lane *lane;
+    uint64_t unique;
+    int writing;
+    struct piece piece;
+    struct sector_range range;
+    uint8_t *data;
+};
+
 struct lane {
     struct lane_config config;
     struct lane_extent *extents;
@@ -125,6 +153,10 @@ struct lane {
     hold_function hold;
     try_function try_hold;
     release_function release;
+    payload_read_function payload_read; /* NULL: the descriptor is read */
+    payload_write_function payload_write;
+    payload_flush_function payload_flush;
+    payload_start_function payload_start;
     int payload_is_memory; /* it never blocks */
     unsigned processors;
 
@@ -150,12 +182,16 @@ struct lane {
     unsigned calls;   /* parked threads that are called and have not come yet */
     pthread_cond_t called;
     int ended; /* there are no more requests */
+    struct errand *free_errands;
+    unsigned errands_out;
 
     atomic_int stopping, locked;
     _Atomic uint64_t requests; /* data requests so far */
     atomic_uint vain_looks;
     pthread_t answers, watcher;
     int answers_started, watcher_started;
+    uint8_t *errand_data;
+    struct errand errands[MAX_ERRANDS];
     size_t thread_count;
     struct worker workers[];
 };
@@ -326,7 +362,18 @@ static ssize_t read_at(struct lane *lane, uint8_t *data, size_t size, uint64_t o
 static int storage_error(void) { return errno == ENOTCONN || errno == ECONNABORTED ? EIO : errno; }
 
 /* Returns 0 or an errno, as all that follow. */
+static int call_read(struct lane *lane, uint8_t *data, size_t size, uint64_t offset) {
+    int called = begin_wait(lane);
+    int error = lane->payload_read(lane->config.payload_object, data, size, offset);
+    end_wait(lane, called);
+    if (error)
+        tell(lane, LANE_READING, offset, error);
+    return error;
+}
+
 static int read_payload(struct lane *lane, uint8_t *data, size_t size, uint64_t offset) {
+    if (lane->payload_read)
+        return call_read(lane, data, size, offset);
     while (size) {
         ssize_t count = read_at(lane, data, size, offset);
         if (count < 0 && errno == EINTR)
@@ -344,6 +391,12 @@ static int read_payload(struct lane *lane, uint8_t *data, size_t size, uint64_t 
 }
 
 static int write_out(struct lane *lane, const uint8_t *data, size_t size, uint64_t offset) {
+    if (lane->payload_write) {
+        int error = lane->payload_write(lane->config.payload_object, data, size, offset);
+        if (error)
+            tell(lane, LANE_WRITING, offset, error);
+        return error;
+    }
     while (size) {
         size_t piece = size < LARGEST_WRITE || lane->payload_is_memory ? size : LARGEST_WRITE;
         ssize_t count = pwrite(lane->config.payload, data, piece, (off_t)offset);
@@ -384,15 +437,6 @@ static int crypt_sectors(struct lane *lane, const struct lane_extent *extent, in
 }
 
 /* --- plaintext ------------------------------------------------------------------------------------------------- */
-
-/* The part of a range of plaintext that is in one extent, and the whole sectors around it. */
-struct piece {
-    const struct lane_extent *extent;
-    uint64_t at;   /* first whole sector, bytes in the extent */
-    size_t skip;   /* bytes of it before the range */
-    size_t size;   /* bytes of the range */
-    size_t covered; /* bytes of the whole sectors */
-};
 
 static struct piece piece_in(const struct lane_extent *extent, uint64_t offset, uint64_t end) {
     uint64_t first = offset - extent->start;
@@ -504,7 +548,11 @@ static void serve_read(struct worker *worker) {
 
 static int flush_payload(struct lane *lane) {
     int called = begin_wait(lane);
-    int error = fdatasync(lane->config.payload) == 0 ? 0 : storage_error();
+    int error;
+    if (lane->payload_flush)
+        error = lane->payload_flush(lane->config.payload_object);
+    else
+        error = fdatasync(lane->config.payload) == 0 ? 0 : storage_error();
     end_wait(lane, called);
     if (error)
         tell(lane, LANE_FLUSHING, 0, error);
@@ -539,6 +587,8 @@ static void serve_write(struct worker *worker) {
 static int preallocate(struct lane *lane, uint64_t offset, uint64_t size) {
     if (lane->config.payload_is_device)
         return 0;
+    if (lane->config.payload < 0)
+        return EOPNOTSUPP; /* nothing there promises space */
     for (size_t i = 0; i < lane->config.extent_count; i++) {
         const struct lane_extent *extent = &lane->extents[i];
         if (!size || offset - extent->start >= extent->size)
@@ -643,6 +693,91 @@ static void interrupt(struct lane *lane, uint64_t unique) {
         if (lane->workers[i].fallocating == unique)
             atomic_store(&lane->workers[i].interrupted, 1);
     pthread_mutex_unlock(&lane->mutex);
+}
+
+/* --- requests that no thread waits for --------------------------------------------------------------------------- */
+
+static void give_back(struct lane *lane, struct errand *errand) {
+    pthread_mutex_lock(&lane->mutex);
+    errand->next = lane->free_errands;
+    lane->free_errands = errand;
+    lane->errands_out--;
+    pthread_mutex_unlock(&lane->mutex);
+}
+
+/* By a thread of the payload's. */
+static void errand_finished(void *argument, int error) {
+    struct errand *errand = argument;
+    struct lane *lane = errand->lane;
+    const struct piece *piece = &errand->piece;
+    if (error)
+        tell(lane, errand->writing ? LANE_WRITING : LANE_READING, piece->extent->payload_offset + piece->at, error);
+    else if (!errand->writing)
+        error = crypt_sectors(lane, piece->extent, 0, errand->data, piece->covered, piece->at);
+    struct fuse_write_out written = {.size = (uint32_t)piece->size};
+    if (errand->writing)
+        answer(lane, errand->unique, error, &written, error ? 0 : sizeof written);
+    else
+        answer(lane, errand->unique, error, errand->data, error ? 0 : piece->size);
+    if (atomic_load(&lane->locked))
+        explicit_bzero(errand->data, LARGEST_ERRAND);
+    lane->release(lane->config.locks, &errand->range);
+    give_back(lane, errand);
+}
+
+/* Under the mutex. */
+static struct errand *take_errand(struct lane *lane) {
+    struct errand *errand = lane->free_errands;
+    if (errand) {
+        lane->free_errands = errand->next;
+        lane->errands_out++;
+    }
+    return errand;
+}
+
+/* Sends the payload a READ or WRITE that is whole sectors of one extent, and waits for nothing. Returns whether it took
+ * it; if not, a thread is to serve it. */
+static int send_errand(struct worker *worker) {
+    const struct request *request = &worker->request;
+    struct lane *lane = worker->lane;
+    int writing = request->header.opcode == FUSE_WRITE;
+    uint64_t offset = writing ? request->write.offset : request->read.offset;
+    uint64_t size = writing ? request->write.size : request->read.size;
+    if (!lane->payload_start || size > LARGEST_ERRAND || !size || clipped(lane, offset, size) != size)
+        return 0;
+    if (writing && (lane->config.read_only || request->write.flags & O_DSYNC))
+        return 0;
+    const struct lane_extent *extent = lane->extents;
+    while (offset - extent->start >= extent->size)
+        extent++; /* there is one, for the range is not past the end */
+    struct piece piece = piece_in(extent, offset, offset + size);
+    if (piece.size != size || piece.covered != size)
+        return 0;
+    pthread_mutex_lock(&lane->mutex);
+    struct errand *errand = atomic_load(&lane->locked) ? NULL : take_errand(lane);
+    pthread_mutex_unlock(&lane->mutex);
+    if (!errand)
+        return 0;
+    uint64_t start = extent->start + piece.at;
+    if (!lane->try_hold(lane->config.locks, &errand->range, start, start + piece.covered, writing)) {
+        give_back(lane, errand);
+        return 0;
+    }
+    errand->unique = request->header.unique;
+    errand->writing = writing;
+    errand->piece = piece;
+    int sent = 1;
+    if (writing) {
+        memcpy(errand->data, data_of(worker), (size_t)size);
+        sent = crypt_sectors(lane, extent, 1, errand->data, piece.covered, piece.at) == 0;
+    }
+    sent = sent && lane->payload_start(lane->config.payload_object, writing, errand->data, piece.covered,
+                                       extent->payload_offset + piece.at, errand_finished, errand);
+    if (!sent) {
+        lane->release(lane->config.locks, &errand->range);
+        give_back(lane, errand);
+    }
+    return sent;
 }
 
 static void serve(struct worker *worker) {
@@ -919,6 +1054,9 @@ static void dispatch(struct worker *worker, size_t size) {
     case FUSE_FSYNC:
     case FUSE_FALLOCATE:
         atomic_fetch_add_explicit(&worker->lane->requests, 1, memory_order_relaxed);
+        if ((worker->request.header.opcode == FUSE_READ || worker->request.header.opcode == FUSE_WRITE) &&
+            send_errand(worker))
+            break;
         if (begin(worker))
             do
                 serve(worker);
@@ -994,6 +1132,8 @@ static void release_memory(struct lane *lane) {
     for (size_t i = 0; i < lane->thread_count; i++)
         if (lane->workers[i].buffer)
             munmap(lane->workers[i].buffer, BUFFER_SIZE);
+    if (lane->errand_data)
+        munmap(lane->errand_data, MAX_ERRANDS * LARGEST_ERRAND);
     while (lane->openings) {
         struct opening *opening = lane->openings;
         lane->openings = opening->next;
@@ -1004,6 +1144,20 @@ static void release_memory(struct lane *lane) {
     pthread_mutex_destroy(&lane->mutex);
     free(lane->extents);
     free(lane);
+}
+
+static int make_errands(struct lane *lane) {
+    void *data = mmap(NULL, MAX_ERRANDS * LARGEST_ERRAND, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+    if (data == MAP_FAILED)
+        return 0;
+    madvise(data, MAX_ERRANDS * LARGEST_ERRAND, MADV_DONTDUMP); /* plaintext */
+    lane->errand_data = data;
+    for (size_t i = 0; i < MAX_ERRANDS; i++) {
+        struct errand *errand = &lane->errands[i];
+        *errand = (struct errand){.next = lane->free_errands, .lane = lane, .data = lane->errand_data + i * LARGEST_ERRAND};
+        lane->free_errands = errand;
+    }
+    return 1;
 }
 
 static struct lane *lane_new(const struct lane_config *config) {
@@ -1019,6 +1173,10 @@ static struct lane *lane_new(const struct lane_config *config) {
     lane->hold = (hold_function)config->hold;
     lane->try_hold = (try_function)config->try_hold;
     lane->release = (release_function)config->release;
+    lane->payload_read = (payload_read_function)config->payload_read;
+    lane->payload_write = (payload_write_function)config->payload_write;
+    lane->payload_flush = (payload_flush_function)config->payload_flush;
+    lane->payload_start = (payload_start_function)config->payload_start;
     lane->thread_count = count;
     long processors = sysconf(_SC_NPROCESSORS_ONLN);
     lane->processors = processors > 0 ? (unsigned)processors : 1;
@@ -1042,6 +1200,8 @@ static struct lane *lane_new(const struct lane_config *config) {
         if (complete)
             madvise(buffer, BUFFER_SIZE, MADV_DONTDUMP); /* plaintext */
     }
+    if (complete && lane->payload_start)
+        complete = make_errands(lane);
     if (complete)
         return lane;
     release_memory(lane);
@@ -1064,9 +1224,11 @@ int lane_lock(struct lane *lane, unsigned patience_ms) {
     atomic_store(&lane->locked, 1);
     for (;;) {
         pthread_mutex_lock(&lane->mutex);
-        int done = lane->serving == 0 && lane->wiped == lane->thread_count;
+        int done = lane->serving == 0 && lane->errands_out == 0 && lane->wiped == lane->thread_count;
         pthread_cond_broadcast(&lane->called); /* parked threads wipe their buffers */
         pthread_mutex_unlock(&lane->mutex);
+        if (done && lane->errand_data)
+            explicit_bzero(lane->errand_data, MAX_ERRANDS * LARGEST_ERRAND);
         if (done || now_ms() > until)
             return done;
         for (size_t i = 0; i < lane->thread_count; i++) {
@@ -1114,6 +1276,16 @@ int lane_stop(struct lane *lane, unsigned patience_ms) {
             ended = join_until(lane->workers[i].thread, until, 1);
             lane->workers[i].started = !ended;
         }
+    while (ended) { /* those that the payload is at still answer */
+        const struct timespec moment = {.tv_nsec = 1000000};
+        pthread_mutex_lock(&lane->mutex);
+        unsigned out = lane->errands_out;
+        pthread_mutex_unlock(&lane->mutex);
+        if (!out)
+            break;
+        ended = now_ms() <= until;
+        nanosleep(&moment, NULL);
+    }
     shutdown(lane->config.libfuse, SHUT_RDWR); /* ends the other thread's wait */
     if (ended && lane->answers_started)
         ended = join_until(lane->answers, until, 0);

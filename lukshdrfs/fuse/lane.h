@@ -18,7 +18,7 @@ struct lane_extent {
 struct lane_config {
     int device;  /* /dev/fuse, blocking */
     int libfuse; /* our end of the socket pair whose other end libfuse takes for /dev/fuse */
-    int payload;
+    int payload; /* a descriptor, or -1 with the functions below */
     int events; /* a socket: a message is a struct lane_event; its end says that the last thread has ended */
     int read_only;
     int payload_is_device; /* a block device has all its space already */
@@ -28,6 +28,9 @@ struct lane_config {
     void *locks;                       /* shared with everybody else who writes the volume */
     /* functions of the other C modules: sector_cipher_crypt, sector_locks_hold, ..._try, ..._release */
     uintptr_t crypt, hold, try_hold, release;
+    /* where the payload has no descriptor: see lukshdrfs/payload/base.py, PayloadFunctions */
+    void *payload_object;
+    uintptr_t payload_read, payload_write, payload_flush, payload_start;
 };
 
 enum lane_trouble {

@@ -115,10 +115,15 @@ class FastLane:
         configuration = ffi.new("struct lane_config *")
         configuration.device = self._device
         configuration.libfuse = self._ours.fileno()
-        configuration.payload = access.descriptor
+        configuration.payload = -1 if access.descriptor is None else access.descriptor
         configuration.events = self._told.fileno()
         configuration.read_only = access.read_only
-        configuration.payload_is_device = stat.S_ISBLK(os.fstat(access.descriptor).st_mode)
+        if access.descriptor is not None:
+            configuration.payload_is_device = stat.S_ISBLK(os.fstat(access.descriptor).st_mode)
+        elif access.functions is not None:
+            configuration.payload_object = ffi.cast("void *", access.functions.payload)
+            configuration.payload_read, configuration.payload_write = access.functions.read, access.functions.write
+            configuration.payload_flush, configuration.payload_start = access.functions.flush, access.functions.start
         configuration.workers = workers
         configuration.extent_count = len(access.extents)
         configuration.extents = extents

@@ -1,9 +1,21 @@
 """Where the ciphertext lies. Knows nothing of ciphers and of LUKS."""
 
-from lukshdrfs.payload.base import Payload
-from lukshdrfs.payload.engine import is_network
-from lukshdrfs.payload.engine_payload import EnginePayload
+from lukshdrfs.payload.address import is_network
+from lukshdrfs.payload.base import Payload, PayloadFunctions
 from lukshdrfs.payload.file import FilePayload
-from lukshdrfs.payload.signatures import known_signature
+from lukshdrfs.payload.formats import check_format, is_plain, open_indirect
+from lukshdrfs.payload.nbd import NbdPayload
+from lukshdrfs.payload.signatures import known_signature, known_signature_of
 
-__all__ = ["EnginePayload", "FilePayload", "Payload", "is_network", "known_signature"]
+__all__ = [
+    "FilePayload",
+    "NbdPayload",
+    "Payload",
+    "PayloadFunctions",
+    "check_format",
+    "is_network",
+    "is_plain",
+    "known_signature",
+    "known_signature_of",
+    "open_indirect",
+]

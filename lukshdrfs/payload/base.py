@@ -2,7 +2,24 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Protocol
+
+
+@dataclass(frozen=True, slots=True)
+class PayloadFunctions:
+    """
+    Addresses of C functions that read, write and flush a payload, from any thread.
+
+    Each takes the object first, then, but for `flush`, data, size and offset (bytes), and returns 0 or an errno.
+    `start` is as `nbd_client_start` in nbd_client.h.
+    """
+
+    payload: int
+    read: int
+    write: int
+    flush: int
+    start: int
 
 
 class Payload(Protocol):
@@ -11,6 +28,10 @@ class Payload(Protocol):
 
     Every failure of the storage is a PayloadError that carries its errno.
     """
+
+    @property
+    def name(self) -> str:
+        """What the user calls it."""
 
     @property
     def size(self) -> int:
@@ -23,6 +44,13 @@ class Payload(Protocol):
     @property
     def descriptor(self) -> int | None:
         """A file descriptor whose bytes are the payload's, at the same offsets; None if there is none."""
+
+    @property
+    def functions(self) -> PayloadFunctions | None:
+        """What serves C code where there is no such descriptor. Good until `close`."""
+
+    def identity(self) -> tuple[int, int] | None:
+        """Return device and inode number, by which two paths to one file are told; None if it is no file here."""
 
     def read_into(self, buffer: memoryview, offset: int) -> None:
         """Fill the whole buffer from byte `offset` on. A payload that ends before is a PayloadError."""

@@ -1,10 +1,12 @@
 """
-Payloads that are no plain files: qcow2 images and what lies behind the network, by QEMU's block layer.
+Payloads in image formats, by QEMU's block layer: we write no image format.
 
-We write no image format and no network protocol. `qemu-storage-daemon` opens what the user names and exports its
-content, raw, as one file over FUSE, below a folder that only its user can enter. That file is a payload like any other:
-the fast lane reads and writes it by its descriptor, and fdatasync of it is a flush of the whole chain below (QEMU,
-block/export/fuse.c, `fuse_fsync`). Backing files, snapshots, locks on images, reconnecting to servers: QEMU does them.
+`qemu-storage-daemon` opens the image and exports its content, raw, over NBD on a socket in a folder that only its user
+can enter. Backing files, snapshots, locks on images, allocation: QEMU does them. A flush over NBD is a flush of the
+whole chain (QEMU, nbd/server.c, `nbd_do_cmd_flush`).
+
+Its FUSE export would be a file, which the fast lane reads and writes like any other; but it serves one request at a
+time, and each takes longer (benchmarks/README.md has both).
 """
 
 from __future__ import annotations
@@ -18,34 +20,28 @@ import os
 import re
 import shutil
 import signal
+import socket
 import subprocess
 import tempfile
+import threading
 import time
-import urllib.parse
-from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
-from lukshdrfs.errors import DeviceError, InUse, LukshdrfsError, UsageError
+from lukshdrfs.errors import DeviceError, InUse, LukshdrfsError
+from lukshdrfs.payload.address import unix_address
 
 log = logging.getLogger(__name__)
 
 ENGINE = "qemu-storage-daemon"
 START_PATIENCE_S = 30.0
 STOP_PATIENCE_S = 40.0
-RECONNECT_S = 30
-"""How long requests wait for a server that went away, before they fail with EIO."""
+MAX_RESTARTS = 5
+"""An engine that dies more often in a minute is left dead."""
 
+_MINUTE_S = 60.0
+_SAID_SIZE = 1 << 16
 _PR_SET_PDEATHSIG = 1  # linux/prctl.h
 _libc = ctypes.CDLL(None)
-
-NETWORK_SCHEMES = ("nbd", "nbds", "nbd+unix", "nbds+unix")
-"""What is reached by the engine; others of QEMU's are left out until they are tested here."""
-
-
-def is_network(name: str) -> bool:
-    """Whether a payload or header is named by a URL."""
-    return re.match(r"[a-z][a-z0-9+.-]*://", name) is not None
 
 
 def create_image(name: str, image_format: str, size: int) -> None:
@@ -68,127 +64,122 @@ def _program(name: str, package: str) -> str:
     folders = [os.environ.get("LUKSHDRFS_QEMU", ""), os.environ.get("PATH", os.defpath)]
     found = shutil.which(name, path=os.pathsep.join(filter(None, folders)))
     if found is None:
-        raise DeviceError(f"{name} is not installed, by which qcow2 and network payloads are opened; install {package}")
+        raise DeviceError(f"{name} is not installed, by which images are opened; install {package}")
     return found
 
 
-def node_of(name: str, image_format: str, *, read_only: bool) -> dict[str, Any]:
-    """
-    Return the block node for a payload, in the words of QEMU's QAPI (`BlockdevOptions`).
-
-    Raises UsageError for a URL or format that is not supported.
-    """
-    if image_format not in ("raw", "qcow2"):
-        raise UsageError(f"payload format {image_format!r} is not supported; expected raw or qcow2")
-    protocol: dict[str, Any]
-    if is_network(name):
-        protocol = _nbd_node(name)
-    else:
-        driver = "host_device" if Path(name).is_block_device() else "file"
-        protocol = {"driver": driver, "filename": os.path.abspath(name)}  # noqa: PTH100 - the engine opens it
-    protocol["read-only"] = read_only
-    return {"driver": image_format, "node-name": "payload", "read-only": read_only, "file": protocol}
-
-
-def _nbd_node(url: str) -> dict[str, Any]:
-    """Return a node for `nbd://host[:port]/export` or `nbd+unix:///export?socket=PATH` (NBD's URI specification)."""
-    parts = urllib.parse.urlsplit(url)
-    if parts.scheme not in NETWORK_SCHEMES:
-        raise UsageError(
-            f"payload {url}: scheme {parts.scheme!r} is not supported; expected {', '.join(NETWORK_SCHEMES)}"
-        )
-    if parts.username or parts.password or parts.fragment:
-        raise UsageError(f"payload {url}: an NBD address has no user, password or fragment")
-    query = dict(urllib.parse.parse_qsl(parts.query, keep_blank_values=True))
-    node: dict[str, Any] = {"driver": "nbd", "reconnect-delay": RECONNECT_S}
-    if export := urllib.parse.unquote(parts.path[1:]):
-        node["export"] = export
-    if parts.scheme.endswith("+unix"):
-        if not query.get("socket") or parts.netloc:
-            raise UsageError(f"payload {url}: expected nbd+unix:///EXPORT?socket=PATH")
-        node["server"] = {"type": "unix", "path": os.path.abspath(query.pop("socket"))}  # noqa: PTH100
-    else:
-        if not parts.hostname:
-            raise UsageError(f"payload {url}: it names no host")
-        node["server"] = {"type": "inet", "host": parts.hostname, "port": str(parts.port or 10809)}
-    if parts.scheme.startswith("nbds"):
-        node["tls-creds"] = "tls"
-        node["certificates"] = query.pop("tls-certificates", "")  # ours, taken out again below
-        if not node["certificates"]:
-            raise UsageError(f"payload {url}: ?tls-certificates=FOLDER is needed, by which the server is known")
-    if query:
-        raise UsageError(f"payload {url}: {next(iter(query))!r} is not a parameter that is known")
-    return node
-
-
 class Engine:
-    """A running engine and the file that it exports. Close it when nothing is written any more."""
+    """A running engine. Close it when nothing is written any more."""
 
-    def __init__(self, name: str, image_format: str, *, read_only: bool, direct: bool = False) -> None:
+    def __init__(self, name: str, image_format: str, *, read_only: bool) -> None:
         """
-        Start the engine and wait until the file is there.
+        Start the engine and wait until it serves.
 
-        Raises DeviceError with the engine's own words if it cannot open the payload, InUse if somebody else has it.
+        Raises DeviceError with the engine's own words if it cannot open the image, InUse if somebody else has it.
         """
         self._name = name
-        node = node_of(name, image_format, read_only=read_only)
-        objects = _tls_objects(node["file"])
         program = engine_program()
         self._folder = _new_folder()
-        self.path = self._folder / "payload"
-        self.path.touch(mode=0o600)
-        node["file"]["cache"] = {"direct": direct}
+        self._socket = self._folder / "socket"
+        self.address = unix_address(str(self._socket), "payload")
+        self._fixed = [
+            program,
+            "--nbd-server", json.dumps({"addr": {"type": "unix", "path": str(self._socket)}, "max-connections": 0}),
+            "--export", json.dumps({
+                "type": "nbd", "id": "export", "node-name": "payload", "name": "payload", "writable": not read_only,
+            }),
+        ]  # fmt: skip
+        # io_uring reads what is cached without another thread, twice as fast; not every build and kernel has it
+        self._nodes = [
+            json.dumps(_node(name, image_format, read_only=read_only, aio=aio)) for aio in ("io_uring", "threads")
+        ]
         self._said = os.memfd_create("stderr", os.MFD_CLOEXEC)  # a pipe that nobody reads would fill up
-        self._unmounted = self.path.stat().st_dev
-        command = [program, *objects, "--blockdev", json.dumps(node), "--export", json.dumps({
-            "type": "fuse", "id": "export", "node-name": "payload", "mountpoint": str(self.path),
-            "writable": not read_only, "allow-other": "off",
-        })]  # fmt: skip
+        self._ending = False
+        self._lifecycle = threading.Lock()  # held while it is started again, or told to end
         try:
-            self._process = subprocess.Popen(
-                command,
-                stdin=subprocess.DEVNULL,
-                stdout=subprocess.DEVNULL,
-                stderr=self._said,
-                cwd="/",
-                start_new_session=True,
-                preexec_fn=functools.partial(_end_with_parent, os.getpid()),  # noqa: PLW1509 - no other thread runs yet that could hold a lock
-            )
-            self._wait_ready()
+            self._start()
         except BaseException:
             self.close()
             raise
 
-    def _wait_ready(self) -> None:
+    def _start(self) -> None:
+        try:
+            self._start_with(self._nodes[0])
+        except DeviceError as error:
+            if len(self._nodes) == 1 or "io_uring" not in str(error):
+                raise
+            del self._nodes[0]
+            self._start_with(self._nodes[0])
+
+    def _start_with(self, node: str) -> None:
+        os.ftruncate(self._said, 0)
+        os.lseek(self._said, 0, os.SEEK_SET)
+        self._socket.unlink(missing_ok=True)
+        self._process = subprocess.Popen(
+            [self._fixed[0], "--blockdev", node, *self._fixed[1:]],
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.DEVNULL,
+            stderr=self._said,
+            cwd="/",
+            start_new_session=True,
+            preexec_fn=functools.partial(_end_with_parent, os.getpid()),  # noqa: PLW1509 - it calls prctl alone
+        )
         deadline = time.monotonic() + START_PATIENCE_S
-        while not self._is_mounted():
+        while not self._answers():
             if self._process.poll() is not None:
                 raise self._failure()
             if time.monotonic() > deadline:
                 raise DeviceError(f"payload {self._name}: {ENGINE} does not get ready")
             time.sleep(0.005)
 
-    def _is_mounted(self) -> bool:
-        try:
-            return self.path.stat().st_dev != self._unmounted
-        except OSError:  # of an engine that is gone
+    def _answers(self) -> bool:
+        with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
+            try:
+                probe.connect(os.fspath(self._socket))
+            except OSError:
+                return False
             return True
 
     def _failure(self) -> LukshdrfsError:
-        said = os.pread(self._said, 1 << 16, 0).decode("utf-8", "replace").strip().splitlines()
+        said = os.pread(self._said, _SAID_SIZE, 0).decode("utf-8", "replace").strip().splitlines()
         reason = re.sub(r"^\S*qemu-storage-daemon: (--\w+ .*?: )?", "", said[0] if said else "it ended")
         if "lock" in reason:
             return InUse(f"payload {self._name} is in use by another program: {reason}")
         return DeviceError(f"payload {self._name}: {reason}")
 
+    def keep_running(self) -> None:
+        """Start the engine again whenever it dies, until `close`: its client has what it had not flushed."""
+        # a thread of its own, for the kernel takes the end of a thread that has started a process for its parent's
+        threading.Thread(target=self._keep, name="engine", daemon=True).start()
+
+    def _keep(self) -> None:
+        ends: list[float] = []
+        while True:
+            self._process.wait()
+            if self._ending:
+                return
+            ends = [*(end for end in ends if time.monotonic() - end < _MINUTE_S), time.monotonic()]
+            log.error("payload %s: %s ended: %s", self._name, ENGINE, self._failure())
+            if len(ends) > MAX_RESTARTS:
+                return
+            with self._lifecycle:
+                try:
+                    if not self._ending:
+                        self._start()
+                except (LukshdrfsError, OSError) as error:
+                    log.error("payload %s: %s cannot be started again: %s", self._name, ENGINE, error)  # noqa: TRY400
+                    return
+
     @property
     def alive(self) -> bool:
-        """Whether the engine still runs."""
+        """Whether the engine runs."""
         return self._process.poll() is None
 
     def close(self) -> None:
         """End the engine, which flushes first, and remove its folder. May be called again."""
-        process = getattr(self, "_process", None)
+        with self._lifecycle:
+            self._ending = True
+            process = getattr(self, "_process", None)
         if process is not None and process.poll() is None:
             process.send_signal(signal.SIGTERM)
             try:
@@ -200,11 +191,19 @@ class Engine:
         if self._said >= 0:
             os.close(self._said)
             self._said = -1
-        if self._is_mounted():
-            _take_away(self.path)
         with contextlib.suppress(OSError):
-            self.path.unlink(missing_ok=True)
+            self._socket.unlink(missing_ok=True)
             self._folder.rmdir()
+
+
+def _node(name: str, image_format: str, *, read_only: bool, aio: str) -> dict[str, object]:
+    """Return the block node for an image, in the words of QEMU's QAPI (`BlockdevOptions`)."""
+    driver = "host_device" if Path(name).is_block_device() else "file"
+    path = os.path.abspath(name)  # noqa: PTH100 - the engine has another working directory, and opens it as it is
+    return {
+        "driver": image_format, "node-name": "payload", "read-only": read_only,
+        "file": {"driver": driver, "filename": path, "read-only": read_only, "aio": aio},
+    }  # fmt: skip
 
 
 def _end_with_parent(parent: int) -> None:
@@ -221,23 +220,6 @@ def _new_folder() -> Path:
         owner = folder.name.split("-")[1]
         with contextlib.suppress(OSError):
             if owner.isdecimal() and folder.stat().st_uid == os.geteuid() and not Path(f"/proc/{owner}").exists():
-                (folder / "payload").unlink(missing_ok=True)
+                (folder / "socket").unlink(missing_ok=True)
                 folder.rmdir()
     return Path(tempfile.mkdtemp(prefix=f"lukshdrfs-{os.getpid()}-", dir=base))
-
-
-def _tls_objects(protocol: dict[str, Any]) -> Iterator[str]:
-    """Return the options that make the credentials which a node names."""
-    if "tls-creds" not in protocol:
-        return iter(())
-    folder = os.path.abspath(protocol.pop("certificates"))  # noqa: PTH100 - the engine has another working directory
-    creds = {"qom-type": "tls-creds-x509", "id": "tls", "endpoint": "client", "dir": folder}
-    return iter(("--object", json.dumps(creds)))
-
-
-def _take_away(path: Path) -> None:
-    """Unmount what a killed engine has left."""
-    if os.geteuid() == 0:
-        _libc.umount2(os.fsencode(path), 2)
-    else:
-        subprocess.run(["fusermount3", "-u", "-z", path], capture_output=True, check=False)

@@ -90,6 +90,11 @@ class FilePayload:
         """See Payload. Open as long as this object is."""
         return self._descriptor
 
+    @property
+    def functions(self) -> None:
+        """See Payload. The descriptor does."""
+        return
+
     def identity(self) -> tuple[int, int]:
         """Return device and inode number, by which two paths to one file are told."""
         status = os.fstat(self._descriptor)

@@ -10,13 +10,16 @@ from __future__ import annotations
 import os
 import shutil
 import subprocess
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 
 from lukshdrfs.errors import DeviceError
 from lukshdrfs.payload.base import Payload
 
 FOUND_NOTHING = 2  # blkid(8), "EXIT STATUS"
+
+_END = 1 << 20
+"""Bytes at both ends that have all the superblocks and partition tables that libblkid looks for, but rare ones."""
 
 
 def known_signature(name: str, *, ignore: str = "", pass_descriptor: int | None = None) -> str:
@@ -39,6 +42,24 @@ def known_signature(name: str, *, ignore: str = "", pass_descriptor: int | None 
         return ""
     fields = dict(line.split("=", 1) for line in probe.stdout.splitlines() if "=" in line)
     return fields.get("TYPE") or fields.get("PTTYPE") or "data of more than one kind"
+
+
+def known_signature_of(size: int, read_into: Callable[[memoryview, int], object]) -> str:
+    """
+    Return what is on something without a path: its size in bytes, and a function that fills a buffer from an offset on.
+
+    libblkid looks at a copy of both ends, in memory that is gone afterwards.
+    """
+    copy = os.memfd_create("ends", os.MFD_CLOEXEC)
+    try:
+        os.truncate(copy, size)
+        for offset in {0, max(0, size - _END)}:
+            piece = bytearray(min(_END, size))
+            read_into(memoryview(piece), offset)
+            os.pwrite(copy, piece, offset)
+        return known_signature(f"/proc/self/fd/{copy}", pass_descriptor=copy)
+    finally:
+        os.close(copy)
 
 
 @dataclass(frozen=True, slots=True)

@@ -12,7 +12,7 @@ from lukshdrfs.volume.header_file import (
 )
 from lukshdrfs.volume.header_presence import HeaderPresence
 from lukshdrfs.volume.header_repair import repair_header
-from lukshdrfs.volume.header_source import HeaderPin, read_header, source_descriptor
+from lukshdrfs.volume.header_source import HeaderPin, parse_from, read_header, source_descriptor
 from lukshdrfs.volume.opening import LockedVolume, Window, check_usable, lock_volume, open_volume, window_of
 from lukshdrfs.volume.recognition import plaintext_signature
 from lukshdrfs.volume.volume import Extent, Volume
@@ -35,6 +35,7 @@ __all__ = [
     "locked_for_writing",
     "open_header",
     "open_volume",
+    "parse_from",
     "plaintext_signature",
     "read_header",
     "repair_header",

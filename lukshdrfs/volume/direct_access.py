@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from lukshdrfs.cipher import sector_cipher
+from lukshdrfs.payload import PayloadFunctions
 from lukshdrfs.volume import sector_locks
 
 
@@ -24,8 +25,10 @@ class DirectExtent:
 class DirectAccess:
     """Addresses and descriptors that are good as long as the volume is open."""
 
-    descriptor: int
+    descriptor: int | None
     """Of the payload."""
+    functions: PayloadFunctions | None
+    """What serves where the payload has no descriptor."""
     read_only: bool
     extents: tuple[DirectExtent, ...]
     locks: int

@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import hmac
 import logging
 import os
 import re
 import stat
+from collections.abc import Callable
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
 
 from lukshdrfs.errors import DeviceError, HeaderError
 from lukshdrfs.luks import MAX_EXTENT, PREFIX_SIZE, Header, header_extent, made_sense_of, parse_header
-from lukshdrfs.payload import EnginePayload, is_network, known_signature
+from lukshdrfs.payload import NbdPayload, Payload, is_network, known_signature
 from lukshdrfs.volume.header_lock import header_lock
 
 log = logging.getLogger(__name__)
@@ -59,8 +61,8 @@ def read_header(
     """
     name = os.fspath(source)
     if is_network(name):
-        with EnginePayload.start(name, "raw", read_only=True) as payload:
-            return parse_from(payload.descriptor, name, pin, salvage=salvage, warn=warn, forced=forced)
+        with NbdPayload.open(name, read_only=True) as payload:
+            return parse_from(payload, name, pin, salvage=salvage, warn=warn, forced=forced)
     descriptor, ours = _open(name)
     try:
         with header_lock(descriptor, name, exclusive=False) if ours else nullcontext():
@@ -71,7 +73,7 @@ def read_header(
 
 
 def parse_from(
-    descriptor: int,
+    source: int | Payload,
     name: str,
     pin: HeaderPin | None = None,
     *,
@@ -81,12 +83,14 @@ def parse_from(
     forced: bool = False,
 ) -> Header:
     """
-    Read and parse the header that an open file, device or stream holds; otherwise as `read_header`.
+    Read and parse the header that an open file, device or stream (by its descriptor) or a payload holds.
+
+    Otherwise as `read_header`.
 
     With `overwritten`, a damaged header is taken even if there are signs of somebody else's use of the place.
     """
     pin = pin or HeaderPin()
-    data, size = _read(descriptor, name, whole=bool(pin.sha256), forced=forced)
+    data, size = _read(source, name, whole=bool(pin.sha256), forced=forced)
     if pin.sha256:
         pin.check_bytes(data, name)
     if forced:
@@ -95,7 +99,12 @@ def parse_from(
         log.warning("header %s: damage is made light of, as --force-header says; do not trust what it says", name)
     try:
         header = parse_header(data, size, salvage=salvage)
-        if header.warnings and not (overwritten or forced or is_network(name)) and source_descriptor(name) is None:
+        if (
+            header.warnings
+            and not (overwritten or forced)
+            and isinstance(source, int)
+            and source_descriptor(name) is None
+        ):
             _refuse_overwritten(name)
     except HeaderError as error:
         raise type(error)(f"header {name}: {error}") from None
@@ -145,18 +154,28 @@ def _open(name: str) -> tuple[int, bool]:
         raise DeviceError(f"header {name}: {os.strerror(error.errno or 0)}") from None
 
 
-def _read(descriptor: int, name: str, *, whole: bool, forced: bool) -> tuple[bytes, int]:
+def _read(source: int | Payload, name: str, *, whole: bool, forced: bool) -> tuple[bytes, int]:
     """Return the header's bytes, and the size of what they are from."""
+    if not isinstance(source, int):
+        return _read_start(functools.partial(_read_payload, source), source.size, name, whole=whole, forced=forced)
+    return _read_descriptor(source, name, whole=whole, forced=forced)
+
+
+def _read_payload(payload: Payload, size: int) -> bytes:
+    data = bytearray(size)
+    payload.read_into(memoryview(data), 0)
+    return bytes(data)
+
+
+def _read_descriptor(descriptor: int, name: str, *, whole: bool, forced: bool) -> tuple[bytes, int]:
     try:
         mode = os.fstat(descriptor).st_mode
         if stat.S_ISDIR(mode):
             raise DeviceError(f"header {name} is a directory")
         if not (stat.S_ISREG(mode) or stat.S_ISBLK(mode)):
             return _read_stream(descriptor, name)
-        if forced:
-            size = os.lseek(descriptor, 0, os.SEEK_END)
-            return _read_range(descriptor, min(size, MAX_EXTENT)), size
-        return _read_file(descriptor, name, whole=whole)
+        size = os.lseek(descriptor, 0, os.SEEK_END)
+        return _read_start(functools.partial(_read_range, descriptor), size, name, whole=whole, forced=forced)
     except OSError as error:
         raise DeviceError(f"header {name}: {os.strerror(error.errno or 0)}") from None
 
@@ -170,16 +189,18 @@ def _read_stream(descriptor: int, name: str) -> tuple[bytes, int]:
     return bytes(data), len(data)
 
 
-def _read_file(descriptor: int, name: str, *, whole: bool) -> tuple[bytes, int]:
-    size = os.lseek(descriptor, 0, os.SEEK_END)
-    prefix = _read_range(descriptor, min(size, PREFIX_SIZE))
+def _read_start(read: Callable[[int], bytes], size: int, name: str, *, whole: bool, forced: bool) -> tuple[bytes, int]:
+    """Read as much of the start as the header takes, by a function that returns so many bytes of it."""
+    if forced:
+        return read(min(size, MAX_EXTENT)), size
+    prefix = read(min(size, PREFIX_SIZE))
     try:
         wanted = size if whole else min(size, header_extent(prefix))
     except HeaderError as error:
         raise HeaderError(f"header {name}: {error}") from None
     if wanted > MAX_EXTENT:
         raise HeaderError(f"header {name} is larger than {MAX_EXTENT} bytes, which no header is")
-    return (prefix[:wanted] if wanted <= len(prefix) else _read_range(descriptor, wanted)), size
+    return (prefix[:wanted] if wanted <= len(prefix) else read(wanted)), size
 
 
 def _read_range(descriptor: int, size: int) -> bytes:

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from lukshdrfs.cipher import CipherSpec, SectorCipher, check_sector_size
 from lukshdrfs.errors import DeviceError, HeaderError, UnsupportedFeature, UsageError
 from lukshdrfs.luks import Digest, Header, KdfLimits, Segment, UnlockedKey, accept_volume_key, unlock
-from lukshdrfs.payload import FilePayload, Payload, is_network
+from lukshdrfs.payload import FilePayload, Payload, is_network, is_plain, open_indirect
 from lukshdrfs.secret import SecretBytes
 from lukshdrfs.sectors import round_down
 from lukshdrfs.volume.header_source import HeaderPin, read_header, source_descriptor
@@ -259,10 +259,10 @@ def open_volume(
     """
     Open the volume that a payload and its header make, without FUSE.
 
-    `header` is a path, `fd:N` or `-`; left out, the header is at the start of the payload. Either `passphrase`
-    (the exact bytes; a key file's content is one) or `volume_key` is needed. `keyslot` is the only one to try.
-    `offset` and `size` (bytes) say where on the payload the data are if the header does not. The header is read
-    once and never written.
+    `payload` is a path or the address of an NBD export; `header` is either, or `fd:N` or `-`; left out, the header is
+    at the start of the payload. Either `passphrase` (the exact bytes; a key file's content is one) or `volume_key` is
+    needed. `keyslot` is the only one to try. `offset` and `size` (bytes) say where on the payload the data are if the
+    header does not. The header is read once and never written.
 
     Raises a LukshdrfsError: WrongKey, NoUsableKeyslot, HeaderError, UnsupportedFeature, DeviceError, InUse,
     OutOfMemory or UsageError.
@@ -272,7 +272,11 @@ def open_volume(
         raise UsageError("open_volume() takes either a passphrase or a volume key")
     parsed = read_header(payload if header is None else header, pin, salvage=True)
     part = None if header is None else window_of([parsed], Window(offset, size))
-    opened = FilePayload.open(payload, read_only=read_only, window=part)
+    opened: Payload
+    if is_plain(os.fspath(payload)):
+        opened = FilePayload.open(payload, read_only=read_only, window=part)
+    else:
+        opened = open_indirect(os.fspath(payload), "raw", read_only=read_only)
     try:
         locked = lock_volume(
             opened, parsed, header_name=None if header is None else os.fspath(header), window=Window(offset, size)
@@ -287,7 +291,7 @@ def open_volume(
 
 
 def lock_volume(
-    payload: FilePayload, header: Header, *, header_name: str | None, window: Window | None = None
+    payload: Payload, header: Header, *, header_name: str | None, window: Window | None = None
 ) -> LockedVolume:
     """
     Put a payload together with a header.
@@ -305,7 +309,7 @@ def lock_volume(
     return locked
 
 
-def _is_file(name: str, payload: FilePayload) -> bool:
+def _is_file(name: str, payload: Payload) -> bool:
     if source_descriptor(name) is not None or is_network(name):
         return False
     status = os.stat(name)  # noqa: PTH116 - a name as it came from the command line

@@ -148,9 +148,10 @@ class Volume:
         """
         Return what C code needs to read and write the volume by itself, beside this object and under its locks.
 
-        None if the payload has no descriptor. What is returned is good until `close`.
+        None if the payload has neither a descriptor nor C functions. What is returned is good until `close`.
         """
-        if self._payload.descriptor is None:
+        descriptor, functions = self._payload.descriptor, self._payload.functions
+        if descriptor is None and functions is None:
             return None
         extents = [
             DirectExtent(
@@ -163,7 +164,7 @@ class Volume:
             )
             for extent in self._extents
         ]
-        return DirectAccess(self._payload.descriptor, self.read_only, tuple(extents), self._locks.c_address)
+        return DirectAccess(descriptor, functions, self.read_only, tuple(extents), self._locks.c_address)
 
     def pread(self, size: int, offset: int) -> bytes:
         """

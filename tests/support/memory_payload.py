@@ -30,6 +30,8 @@ class MemoryPayload:
         self.half_way: Callable[[], None] = _nothing
         """Called in the middle of each read and write: other threads may come in between."""
         self.descriptor = None
+        self.functions = None
+        self.name = "in memory"
         self.flushes = 0
         self.closed = False
 
@@ -53,6 +55,9 @@ class MemoryPayload:
             done += length
             if done == half:
                 self.half_way()
+
+    def identity(self) -> None:
+        return
 
     def read_into(self, buffer: memoryview, offset: int) -> None:
         self.before_read(offset, len(buffer))

@@ -1,0 +1,283 @@
+"""NBD servers that crash, forget, hang, fail, lie: nothing that was acknowledged is lost, and nothing hangs."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import os
+import random
+import socket as sockets
+import subprocess
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from support.cryptsetup import XTS_512, decrypted
+from support.nbd import Server, address, nbdkit, over_nbd, qemu_nbd
+from support.tools import program
+from support.volumes import MIB, MakeVolume
+
+from lukshdrfs.errors import DeviceError, PayloadError
+from lukshdrfs.payload import NbdPayload
+
+pytestmark = pytest.mark.needs("fuse", "cryptsetup", "nbdkit", "qemu-nbd")
+
+SIZE = 4 * MIB
+
+
+def forgetful(file: Path, socket: Path) -> Server:
+    """Serve a file through a cache that is lost when the server crashes: only what was flushed is in the file."""
+    return nbdkit(socket, "--filter=cache", "file", file, "cache=writeback")
+
+
+@pytest.fixture
+def disk(tmp_path: Path) -> Path:
+    """Return a file to be served."""
+    file = tmp_path / "disk"
+    file.write_bytes(bytes(SIZE))
+    return file
+
+
+@contextlib.contextmanager
+def opened(socket: Path, patience_s: float = 10) -> Iterator[NbdPayload]:
+    """Open a payload without a mount."""
+    with NbdPayload.open(address(socket), read_only=False, patience_s=patience_s) as payload:
+        yield payload
+
+
+def test_what_a_server_forgets_is_written_again(disk: Path, tmp_path: Path) -> None:
+    """Acknowledged and not flushed, then the server crashes: all of it is there after the next flush."""
+    socket, rng, model = tmp_path / "socket", random.Random(41), bytearray(SIZE)
+    with forgetful(disk, socket) as server, opened(socket) as payload:
+        for _ in range(300):
+            at, size = rng.randrange(SIZE // 512) * 512, rng.randrange(1, 40) * 512
+            data = rng.randbytes(min(size, SIZE - at))
+            payload.write(memoryview(data), at)
+            model[at : at + len(data)] = data
+            if rng.random() < 0.03:
+                payload.flush()
+            if rng.random() < 0.03:
+                server.kill()
+                assert disk.read_bytes() != model or not payload.unflushed, "this server does not forget"
+                server.start()
+        payload.flush()
+        assert payload.unflushed == 0
+        server.kill()
+        assert disk.read_bytes() == model
+
+
+def test_kept_writes_have_a_limit(disk: Path, tmp_path: Path) -> None:
+    """What is kept for such a case does not grow without end: it is flushed."""
+    socket = tmp_path / "socket"
+    piece = memoryview(bytes(MIB))
+    with nbdkit(socket, "file", disk), opened(socket) as payload:
+        for turn in range(100):
+            payload.write(piece, turn % 4 * MIB)
+            assert payload.unflushed <= 33 * MIB
+
+
+@pytest.mark.needs("fio")
+@pytest.mark.parametrize("forgets", [False, True])
+def test_fio_verifies_over_crashes(make_volume: MakeVolume, tmp_path: Path, forgets: bool) -> None:
+    """The server is killed and started again while fio writes and verifies: fio sees no error."""
+    files, socket = make_volume(XTS_512, 32 * MIB), tmp_path / "socket"
+    server = forgetful(files.payload, socket) if forgets else qemu_nbd(files.payload, socket)
+    with server, over_nbd(files, address(socket, "" if forgets else "disk")) as mount:
+        fio = subprocess.Popen(
+            [program("fio"), "--name=verify", f"--filename={mount.image}", "--size=32M", "--allow_file_create=0",
+             "--rw=randwrite", "--bsrange=512-128k", "--direct=1", "--ioengine=libaio", "--iodepth=16",
+             "--io_size=128M", "--rate=24M", "--verify=crc32c", "--do_verify=1", "--fsync=64", "--verify_fatal=1"],
+            stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
+        )  # fmt: skip
+        crashes, rng = 0, random.Random(42)
+        while fio.poll() is None and crashes < 8:
+            time.sleep(rng.uniform(0.1, 0.7))
+            server.kill()
+            time.sleep(rng.uniform(0.0, 0.3))
+            server.start()
+            crashes += 1
+        said, _ = fio.communicate(timeout=120)
+        assert fio.returncode == 0, said.decode()
+        assert crashes >= 4
+
+
+def test_server_that_stays_away(disk: Path, tmp_path: Path) -> None:
+    """Requests wait as long as they are told to, then fail with EIO; later ones at once, until somebody is there."""
+    socket = tmp_path / "socket"
+    data = bytearray(random.Random(43).randbytes(8192))
+    with nbdkit(socket, "file", disk) as server, opened(socket, patience_s=1.5) as payload:
+        payload.write(memoryview(data), 0)
+        server.kill()
+        start = time.monotonic()
+        errors: list[PayloadError] = []
+
+        def read() -> None:
+            try:
+                payload.read_into(memoryview(bytearray(512)), 0)
+            except PayloadError as error:
+                errors.append(error)
+
+        threads = [threading.Thread(target=read) for _ in range(8)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        assert [error.errno for error in errors] == [errno.EIO] * 8
+        assert 1.2 < time.monotonic() - start < 4
+        start = time.monotonic()
+        with pytest.raises(PayloadError):
+            payload.flush()
+        assert time.monotonic() - start < 1
+        server.start()
+        deadline = time.monotonic() + 10
+        while True:
+            try:
+                payload.flush()
+                break
+            except PayloadError:
+                assert time.monotonic() < deadline
+                time.sleep(0.05)
+        found = bytearray(8192)
+        payload.read_into(memoryview(found), 0)
+        assert found == data
+
+
+def test_server_that_hangs(disk: Path, tmp_path: Path) -> None:
+    """A server that takes requests and answers none is as good as away."""
+    socket = tmp_path / "socket"
+    slow = nbdkit(socket, "--filter=delay", "file", disk, "rdelay=60", "wdelay=60")
+    with slow, opened(socket, patience_s=1) as payload:
+        start = time.monotonic()
+        with pytest.raises(PayloadError) as caught:
+            payload.read_into(memoryview(bytearray(512)), 0)
+        assert caught.value.errno == errno.EIO
+        assert time.monotonic() - start < 4
+        slow.kill()
+
+
+def test_server_that_does_not_speak(tmp_path: Path) -> None:
+    """Somebody who accepts the connection and says nothing, or no NBD, is refused in bounded time."""
+    place = tmp_path / "socket"
+    with sockets.socket(sockets.AF_UNIX) as listener:
+        listener.bind(str(place))
+        listener.listen()
+        start = time.monotonic()
+        with pytest.raises(DeviceError, match="does not answer"):
+            NbdPayload.open(address(place), read_only=True, patience_s=1)
+        assert time.monotonic() - start < 3
+
+
+def test_slow_server_serves_many_at_once(make_volume: MakeVolume, tmp_path: Path) -> None:
+    """Latency is not paid one request after the other."""
+    files, socket = make_volume(XTS_512), tmp_path / "socket"
+    late = ("--filter=delay", "file", files.payload, "rdelay=100ms", "wdelay=100ms")
+    with nbdkit(socket, *late), over_nbd(files, address(socket)) as mount:  # noqa: SIM117 - longer otherwise
+        with mount.image.open("rb", buffering=0) as file:
+            start = time.monotonic()
+            threads = [
+                threading.Thread(target=os.pread, args=(file.fileno(), 4096, place * 256 * 1024)) for place in range(14)
+            ]
+            for thread in threads:
+                thread.start()
+            for thread in threads:
+                thread.join()
+            assert time.monotonic() - start < 14 * 0.1
+
+
+def test_server_that_fails(make_volume: MakeVolume, tmp_path: Path) -> None:
+    """A read or write that the server refuses is an error to who asked, and to nobody else; the daemon lives."""
+    files, socket, trigger = make_volume(XTS_512), tmp_path / "socket", tmp_path / "fail"
+    failing = ("--filter=error", "file", files.payload, "error=ENOSPC", "error-rate=100%", f"error-file={trigger}")
+    with nbdkit(socket, *failing), over_nbd(files, address(socket)) as mount:  # noqa: SIM117 - longer otherwise
+        with mount.image.open("r+b", buffering=0) as file:
+            file.write(b"one" * 1000)
+            os.fsync(file.fileno())
+            trigger.touch()
+            with pytest.raises(OSError, match=os.strerror(errno.ENOSPC)):
+                os.pwrite(file.fileno(), b"two" * 1000, MIB)
+            trigger.unlink()
+            os.pwrite(file.fileno(), b"two" * 1000, MIB)
+            os.fsync(file.fileno())
+    plain = decrypted(files)
+    assert (plain[:3000], plain[MIB : MIB + 3000]) == (b"one" * 1000, b"two" * 1000)
+
+
+def test_flush_that_fails_unasked_fails_the_next_one(disk: Path, tmp_path: Path) -> None:
+    """A flush that makes room for writes and fails is not forgotten: whoever asks next hears of it, once."""
+    socket, trigger = tmp_path / "socket", tmp_path / "fail"
+    plugin = (
+        "eval", f"get_size=echo {SIZE}", "can_write=exit 0", "can_flush=exit 0", f"pread=head -c $3 {disk}",
+        "pwrite=cat > /dev/null", f"flush=if [ -e {trigger} ]; then echo EIO broken >&2; exit 1; fi",
+    )  # fmt: skip
+    piece = memoryview(bytes(MIB))
+    with nbdkit(socket, *plugin), opened(socket) as payload:
+        trigger.touch()
+        with pytest.raises(PayloadError):
+            for turn in range(100):
+                payload.write(piece, turn % 4 * MIB)
+        trigger.unlink()
+        with pytest.raises(PayloadError) as caught:
+            payload.flush()
+        assert caught.value.errno == errno.EIO
+        payload.flush()
+
+
+def test_server_that_comes_back_smaller(disk: Path, tmp_path: Path) -> None:
+    """An export that has lost its end is not the one that it was: nothing is written to it."""
+    socket = tmp_path / "socket"
+    with nbdkit(socket, "file", disk) as server, opened(socket, patience_s=1) as payload:
+        server.kill()
+        os.truncate(disk, SIZE // 2)
+        server.start()
+        with pytest.raises(PayloadError):
+            payload.write(memoryview(b"x" * 512), 0)
+        assert disk.read_bytes() == bytes(SIZE // 2)
+        server.kill()
+        os.truncate(disk, SIZE)
+        server.start()
+        deadline = time.monotonic() + 10
+        while True:
+            with contextlib.suppress(PayloadError):
+                payload.write(memoryview(b"x" * 512), 0)
+                break
+            assert time.monotonic() < deadline
+
+
+def test_server_that_lies_about_its_size(make_volume: MakeVolume, tmp_path: Path) -> None:
+    """Where there is less than it says, what is not there is an error, and what is there is good."""
+    files, socket = make_volume(XTS_512), tmp_path / "socket"
+    size = files.payload.stat().st_size
+    plugin = (
+        "eval", f"get_size=echo {2 * size}", "can_write=exit 0", "can_flush=exit 0", "flush=exit 0",
+        (f"pread=if [ $(($4 + $3)) -gt {size} ]; then echo EIO past the end >&2; exit 1; fi; "
+        f"tail -c +$(($4 + 1)) {files.payload} | head -c $3"),
+        (f"pwrite=if [ $(($4 + $3)) -gt {size} ]; then echo EIO past the end >&2; exit 1; fi; "
+        f"dd of={files.payload} bs=512 seek=$(($4 / 512)) conv=notrunc iflag=fullblock status=none"),
+    )  # fmt: skip
+    with nbdkit(socket, *plugin), over_nbd(files, address(socket)) as mount:
+        assert mount.image.stat().st_size == 2 * size
+        with mount.image.open("r+b", buffering=0) as file:
+            os.pwrite(file.fileno(), b"here" * 1024, 0)
+            with pytest.raises(OSError, match=os.strerror(errno.EIO)):
+                os.pwrite(file.fileno(), b"there" * 1024, size + MIB)
+            with pytest.raises(OSError, match=os.strerror(errno.EIO)):
+                os.pread(file.fileno(), 4096, size + MIB)
+            os.fsync(file.fileno())
+    assert decrypted(files)[:4096] == b"here" * 1024
+
+
+def test_unmount_while_the_server_is_away(make_volume: MakeVolume, tmp_path: Path) -> None:
+    """The mount ends all the same, in bounded time, and no process is left."""
+    files, socket = make_volume(XTS_512), tmp_path / "socket"
+    with (
+        nbdkit(socket, "file", files.payload) as server,
+        over_nbd(files, address(socket), "--payload-timeout", "2") as mount,
+    ):
+        with mount.image.open("r+b", buffering=0) as file:
+            file.write(b"not flushed")
+            server.kill()
+        start = time.monotonic()
+        mount.unmount()
+        assert time.monotonic() - start < 10
