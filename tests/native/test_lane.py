@@ -2,44 +2,22 @@
 
 from __future__ import annotations
 
-import shlex
 import subprocess
 from pathlib import Path
 
 import pytest
-from support.tools import program
+from support.native import SANITIZERS, compile_native
 
 pytestmark = [pytest.mark.needs("gcc", "pkg-config")]
 
-ROOT = Path(__file__).parents[2]
-ROOMS = [ROOT / "lukshdrfs" / room for room in ("cipher", "volume", "fuse")]
-SOURCES = [source for room in ROOMS for source in sorted(room.glob("[a-z]*.c"))]
 STRESS = Path(__file__).with_name("lane_stress.c")
-
-WARNINGS = ["-std=gnu11", "-Wall", "-Wextra", "-Wconversion", "-Wshadow", "-Wstrict-prototypes", "-Werror"]
-SANITIZERS = {"memory": ["-fsanitize=address,undefined", "-fno-sanitize-recover=all"], "threads": ["-fsanitize=thread"]}
-
-
-def compile_with(target: Path, *options: str) -> None:
-    """Compile the C modules and the program that plays the kernel."""
-    found = subprocess.run(
-        [program("pkg-config"), "--cflags", "--libs", "libcrypto", "libgcrypt"],
-        capture_output=True, text=True, check=True,
-    )  # fmt: skip
-    includes = [f"-I{room}" for room in ROOMS]
-    done = subprocess.run(
-        [program("gcc"), *WARNINGS, "-g", "-O1", *options, *includes, "-o", target, STRESS, *SOURCES,
-         *shlex.split(found.stdout), "-lpthread"],
-        capture_output=True, text=True, check=False,
-    )  # fmt: skip
-    assert done.returncode == 0, done.stderr
 
 
 @pytest.fixture(scope="module", params=SANITIZERS)
 def stress(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Return the program, with sanitizers."""
     target = tmp_path_factory.mktemp("native") / "lane_stress"
-    compile_with(target, *SANITIZERS[request.param])
+    compile_native(target, STRESS, "sector_cipher", "sector_locks", "lane", options=SANITIZERS[request.param])
     return target
 
 
