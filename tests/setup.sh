@@ -26,7 +26,7 @@ case ${1:-} in
         # for the examples: partitions, LVM, an ordinary user's file systems, a guest, and libvirt's schemas
         packages+=(fdisk xfsprogs lvm2 fuse2fs busybox-static cpio libvirt-clients libxml2-utils)
         # servers for payloads that are elsewhere
-        packages+=(nbdkit libnbd0 openssl)
+        packages+=(nbdkit libnbd0 openssl openssh-server)
         extras='[test]'
         ;;
     *)

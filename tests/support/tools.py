@@ -48,6 +48,8 @@ PACKAGES = {
     "setsid": "util-linux",
     "strace": "strace",
     "sfdisk": "fdisk",
+    "ssh-keygen": "openssh-client",
+    "sshd": "openssh-server",
     "unshare": "util-linux",
     "vgcreate": "lvm2",
     "virt-xml-validate": "libvirt-clients",
