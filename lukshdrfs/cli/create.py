@@ -18,7 +18,8 @@ from lukshdrfs.cli.header import checked_uuid
 from lukshdrfs.cli.progress import Progress
 from lukshdrfs.cli.secrets import SecretSource, new_secret
 from lukshdrfs.errors import DeviceError, PayloadError, UsageError
-from lukshdrfs.luks import parse_header, unlock
+from lukshdrfs.luks import Header, parse_header, unlock
+from lukshdrfs.luks.edit import NewKeyslot
 from lukshdrfs.luks.kdf_cost import KdfWish
 from lukshdrfs.luks.key_material import AREA_ALIGNMENT
 from lukshdrfs.luks.keyslots import add_keyslot, check_unchanged, new_keyslot, volume_digest
@@ -123,13 +124,7 @@ def run(arguments: argparse.Namespace) -> int:
             for secret in _secrets(arguments):
                 with secret:
                     header = parse_header(area)
-                    slot = new_keyslot(
-                        header,
-                        key_size,
-                        wish,
-                        encryption=arguments.keyslot_cipher,
-                        area_key_size=key_bytes(arguments.keyslot_key_size, "--keyslot-key-size"),
-                    )
+                    slot = _new_slot(arguments, header, key_size, wish)
                     area = add_keyslot(header, volume_key, secret, slot)[1].applied_to(area)
         _fill(arguments, payload, form, created=created)
         if arguments.header:
@@ -138,6 +133,16 @@ def run(arguments: argparse.Namespace) -> int:
             payload.write(memoryview(area), 0)
             payload.flush()
     return 0
+
+
+def _new_slot(arguments: argparse.Namespace, header: Header, key_size: int, wish: KdfWish) -> NewKeyslot:
+    return new_keyslot(
+        header,
+        key_size,
+        wish,
+        encryption=arguments.keyslot_cipher,
+        area_key_size=key_bytes(arguments.keyslot_key_size, "--keyslot-key-size"),
+    )
 
 
 def _share(arguments: argparse.Namespace, cipher: CipherSpec, key_size: int, wish: KdfWish) -> int:
@@ -160,7 +165,7 @@ def _share(arguments: argparse.Namespace, cipher: CipherSpec, key_size: int, wis
             first.volume_key.wipe()  # what matters is that it opens
             opened_by = first.keyslot
             assert opened_by is not None
-            slot = new_keyslot(header, key_size, wish)
+            slot = _new_slot(arguments, header, key_size, wish)
             _fill(arguments, payload, form, created=created)
             with open_header(path, warn=False) as file:
                 check_unchanged(file.header, header, volume_digest(header).id, opened_by)

@@ -303,16 +303,8 @@ def _try_secrets(candidates: list[LockedVolume], request: _Request) -> tuple[Vol
         opened = _try_tokens(candidates, request)
         if opened is not None:
             return opened
-    tries = max(1, request.secrets.tries) if request.secrets.interactive else 1
-    while True:
-        tries -= 1
-        try:
-            with request.secrets.read(f"Passphrase for {request.arguments.payload}: ") as secret:
-                return _open_any(candidates, secret, request)
-        except WrongKey as error:
-            if tries == 0:
-                raise
-            log.warning("%s", error)
+    prompt = f"Passphrase for {request.arguments.payload}: "
+    return request.secrets.try_until(prompt, lambda secret: _open_any(candidates, secret, request))
 
 
 def _try_tokens(candidates: list[LockedVolume], request: _Request) -> tuple[Volume, str | None] | None:

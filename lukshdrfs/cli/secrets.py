@@ -9,20 +9,27 @@ is bytes.
 from __future__ import annotations
 
 import errno
+import logging
 import os
 import shutil
 import stat
 import subprocess
 import sys
 import termios
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TypeVar
 
 from lukshdrfs.cli.keyring import read_key
 from lukshdrfs.cli.logs import printable
-from lukshdrfs.errors import DeviceError, UsageError
+from lukshdrfs.errors import DeviceError, UsageError, WrongKey
 from lukshdrfs.secret import SecretBytes
 from lukshdrfs.volume import source_descriptor
+
+log = logging.getLogger(__name__)
+
+T = TypeVar("T")
 
 MAX_KEY_FILE = 8 * 1024 * 1024
 """Bytes of a key file (cryptsetup's compiled-in maximum)."""
@@ -59,6 +66,23 @@ class SecretSource:
     def interactive(self) -> bool:
         """Whether somebody is asked, and may try again."""
         return not self.named and (sys.stdin.isatty() or agent_is_there())
+
+    def try_until(self, prompt: str, work: Callable[[SecretBytes], T]) -> T:
+        """
+        Do something with the secret, and again with another one if it is wrong and somebody may try again.
+
+        Raises what `read` and `work` raise, WrongKey after the last try.
+        """
+        tries = max(1, self.tries) if self.interactive else 1
+        while True:
+            tries -= 1
+            try:
+                with self.read(prompt) as secret:
+                    return work(secret)
+            except WrongKey as error:
+                if tries == 0:
+                    raise
+                log.warning("%s", error)
 
     def read(self, prompt: str) -> SecretBytes:
         """Return the secret. Raises DeviceError if a file cannot be read, UsageError if it has the wrong size."""

@@ -18,6 +18,7 @@ from lukshdrfs.luks.edit import NewKeyslot
 from lukshdrfs.luks.keyslots import add_keyslot, change_keyslot, check_unchanged, remove_keyslot
 from lukshdrfs.luks.luks2_json import SALT_SIZE
 from lukshdrfs.luks.shared import group_keyslots, header_for, same_passphrase, shared_payloads
+from lukshdrfs.secret import SecretBytes
 
 log = logging.getLogger(__name__)
 
@@ -28,19 +29,20 @@ def unlocked_all(header: Header, arguments: argparse.Namespace) -> Iterator[list
     source = secret_source(arguments)
     if source.volume_key_file is not None:
         raise UsageError("the header is for several payloads, each with its own volume key; name a passphrase")
-    tries = max(1, source.tries) if source.interactive else 1
-    keys: list[UnlockedKey] = []
-    while not keys:
-        tries -= 1
-        with source.read(f"Passphrase for {header_name(arguments)}: ") as secret:
-            for payload in shared_payloads(header):
-                alone = header_for(header, payload)
-                try:
-                    keys.append(unlock(alone, alone.digests[0], secret, None, kdf_limits(arguments)))
-                except LukshdrfsError as error:
-                    log.info("payload %s: %s", payload.name, error)
-        if not keys and tries <= 0:
+
+    def open_with(secret: SecretBytes) -> list[UnlockedKey]:
+        opened = []
+        for payload in shared_payloads(header):
+            alone = header_for(header, payload)
+            try:
+                opened.append(unlock(alone, alone.digests[0], secret, None, kdf_limits(arguments)))
+            except LukshdrfsError as error:
+                log.info("payload %s: %s", payload.name, error)
+        if not opened:
             raise WrongKey("no key available with this passphrase")
+        return opened
+
+    keys = source.try_until(f"Passphrase for {header_name(arguments)}: ", open_with)
     if len(keys) < len(shared_payloads(header)):
         log.warning("the passphrase opens %d of the header's %d payloads", len(keys), len(shared_payloads(header)))
     try:

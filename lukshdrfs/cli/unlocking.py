@@ -3,17 +3,15 @@
 from __future__ import annotations
 
 import argparse
-import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
 
 from lukshdrfs.cli.arguments import kdf_limits, pin, secret_source
-from lukshdrfs.errors import UsageError, WrongKey
+from lukshdrfs.errors import UsageError
 from lukshdrfs.luks import Digest, Header, UnlockedKey, accept_volume_key, unlock
 from lukshdrfs.luks.keyslots import volume_digest
+from lukshdrfs.secret import SecretBytes
 from lukshdrfs.volume import HeaderFile, open_header, read_header
-
-log = logging.getLogger(__name__)
 
 
 def header_name(arguments: argparse.Namespace) -> str:
@@ -52,20 +50,13 @@ def unlocked(header: Header, arguments: argparse.Namespace) -> Iterator[Unlocked
     The key is the volume's, or that of the unbound keyslot which `--key-slot` names.
     """
     source, digest = secret_source(arguments), _digest(header, arguments.key_slot)
-    tries = max(1, source.tries) if source.interactive else 1
-    while True:
-        tries -= 1
-        try:
-            with source.read(f"Passphrase for {header_name(arguments)}: ") as secret:
-                if source.volume_key_file is not None:
-                    key = accept_volume_key(header, digest, secret, kdf_limits(arguments))
-                else:
-                    key = unlock(header, digest, secret, arguments.key_slot, kdf_limits(arguments))
-            break
-        except WrongKey as error:
-            if tries == 0:
-                raise
-            log.warning("%s", error)
+
+    def open_with(secret: SecretBytes) -> UnlockedKey:
+        if source.volume_key_file is not None:
+            return accept_volume_key(header, digest, secret, kdf_limits(arguments))
+        return unlock(header, digest, secret, arguments.key_slot, kdf_limits(arguments))
+
+    key = source.try_until(f"Passphrase for {header_name(arguments)}: ", open_with)
     try:
         yield key
     finally:

@@ -68,6 +68,13 @@ def test_sectors_of_4096_bytes(tmp_path: Path) -> None:
     assert "Invalid argument" in errors
 
 
+@pytest.mark.needs("fuse", "nbdkit", "openssl", "mkfs.ext4", "fsck.ext4", "debugfs")
+def test_payload_on_another_host(tmp_path: Path) -> None:
+    """Over TLS, to a server that crashes and forgets: the files are there."""
+    shown, _ = run_example("remote.sh", folder=tmp_path)
+    assert shown.endswith("all there\n")
+
+
 @needs_guest
 @pytest.mark.parametrize(("cache", "aio"), [("none", "io_uring"), ("none", "native"), ("writeback", "threads")])
 def test_guest_that_is_killed(cache: str, aio: str, tmp_path: Path) -> None:
