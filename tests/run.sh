@@ -8,6 +8,7 @@
 # LUKSHDRFS_TOOLS  a directory with programs that no release of Debian has ready: dmcrypt-vm (runs commands beside a
 #                  kernel's dm-crypt) and qemu10 (prints the bin/ of a QEMU newer than 9). Or name them one by one:
 # LUKSHDRFS_DMCRYPT_VM, LUKSHDRFS_QEMU10
+# LUKSHDRFS_TEST_PROCESSES  how many files of tests run at a time (2); 0 for one process, as --pdb wants it
 set -euo pipefail
 
 root=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
@@ -42,4 +43,4 @@ step "$bin/ruff" format --check --quiet .
 step "$bin/mypy"
 step "$bin/lint-imports"
 # never `python -m pytest`: that would import the sources beside it, which have no compiled module
-step "$bin/pytest" "${pytest_arguments[@]}"
+step "$bin/pytest" --numprocesses "${LUKSHDRFS_TEST_PROCESSES:-2}" --dist loadfile "${pytest_arguments[@]}"

@@ -2,8 +2,8 @@
 The payload's storage loses its power: what was flushed is there, of the rest any part, in any order.
 
 An ext4 on a loop device on the image is written to, and every write and flush that reaches the payload is recorded.
-Then the payload is made up as it may be after a power cut: all writes up to a flush, and of those up to the next flush any
-sectors. ext4 must recover, and files that were fsynced by then must be whole.
+Then the payload is made up as it may be after a power cut: all writes up to a flush, and of those up to the next one
+any sectors. ext4 must recover, and files that were fsynced by then must be whole.
 """
 
 from __future__ import annotations

@@ -4,9 +4,9 @@ Kills processes at random moments while a volume is written to, and looks for wh
     kill_rounds.py FOLDER --rounds 200 --payload file|qcow2|nbd --cache writeback|writethrough|none --kill WHOM
 
 WHOM: `daemon` (lukshdrfs), `store` (the NBD server, which forgets what was not flushed; or QEMU's process of a qcow2
-image), `both` at once, or `any` of these by turns. After each round the volume is opened again, and every sector must be
-the one that was acknowledged last, or one that was on its way when the kill came. Where a store died together with the
-daemon, what was acknowledged by fsync counts, and with the cache mode writethrough what was acknowledged at all.
+image), `both` at once, or `any` of these by turns. After each round the volume is opened again, and every sector must
+be the one that was acknowledged last, or one that was on its way when the kill came. Where a store died together with
+the daemon, what was acknowledged by fsync counts, and with the cache mode writethrough what was acknowledged at all.
 Prints the rounds and writes; exit status 1 where something was lost.
 """
 
