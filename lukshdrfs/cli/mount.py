@@ -35,7 +35,7 @@ from lukshdrfs.luks import Header
 from lukshdrfs.luks.shared import choose_payload, header_for
 from lukshdrfs.payload import FilePayload, NbdPayload, Payload, check_format, is_network, is_plain, open_indirect
 from lukshdrfs.payload.nbd import PATIENCE_S
-from lukshdrfs.secret import SecretBytes, lock_process_memory
+from lukshdrfs.secret import SecretBytes, become_io_flusher, lock_process_memory
 from lukshdrfs.volume import (
     LockedVolume,
     Volume,
@@ -192,6 +192,8 @@ def _unlock_and_serve(request: _Request, ready: Callable[[Volume], None]) -> int
         options = replace(options, lock_policy=replace(options.lock_policy, header=path))
     try:
         _close_given(request)
+        if not become_io_flusher():
+            log.debug("a loop device on the image may have to wait for memory: CAP_SYS_RESOURCE is not there")
         if not lock_process_memory():
             log.debug("only the keys are locked in memory, not the ciphers' key schedules")
         serve(

@@ -21,6 +21,7 @@
 #include <time.h>
 #include <unistd.h>
 
+#include "confinement.h"
 #include "sector_cipher.h"
 #include "sector_locks.h"
 
@@ -975,9 +976,17 @@ static void amend(struct lane *lane, uint8_t *message, size_t size) {
     pthread_mutex_unlock(&lane->mutex);
 }
 
+/* By each thread, for itself. A kernel that cannot do it serves as well. */
+static void confine(const struct lane *lane) {
+    pthread_setname_np(pthread_self(), "lane");
+    if (lane->config.confined)
+        (void)confine_thread();
+}
+
 /* The thread that brings libfuse's answers to the kernel. */
 static void *bring_answers(void *argument) {
     struct lane *lane = argument;
+    confine(lane);
     uint8_t *message = malloc(LARGEST_ANSWER);
     while (message) {
         ssize_t size = recv(lane->config.libfuse, message, LARGEST_ANSWER, MSG_TRUNC);
@@ -1077,6 +1086,7 @@ static void *work(void *argument) {
     int at_once;
     pthread_mutex_lock(&lane->mutex); /* held until all threads are there */
     pthread_mutex_unlock(&lane->mutex);
+    confine(lane);
     while (become_reader(worker) && (size = read_request(worker, &at_once))) {
         stop_reading(lane, at_once);
         dispatch(worker, size);

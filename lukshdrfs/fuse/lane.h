@@ -22,6 +22,7 @@ struct lane_config {
     int events; /* a socket: a message is a struct lane_event; its end says that the last thread has ended */
     int read_only;
     int payload_is_device; /* a block device has all its space already */
+    int confined;          /* the threads may use what is open, and nothing else */
     unsigned workers;      /* data requests that are served at the same time */
     size_t extent_count;
     const struct lane_extent *extents; /* without gaps from byte 0 on; copied */

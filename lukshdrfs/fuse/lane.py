@@ -124,6 +124,7 @@ class FastLane:
             configuration.payload_object = ffi.cast("void *", access.functions.payload)
             configuration.payload_read, configuration.payload_write = access.functions.read, access.functions.write
             configuration.payload_flush, configuration.payload_start = access.functions.flush, access.functions.start
+        configuration.confined = True
         configuration.workers = workers
         configuration.extent_count = len(access.extents)
         configuration.extents = extents

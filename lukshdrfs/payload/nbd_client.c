@@ -50,6 +50,8 @@ struct nbd_client {
     unsigned connection_count;
     unsigned load[MAX_CONNECTIONS]; /* threads on each connection */
     int64_t lost_at;     /* when the session was lost */
+    int lost;            /* nobody has been told yet */
+    int flush_failed;    /* likewise, of a flush that nobody had asked for: its errno */
     int given_up;        /* it has been away for longer than anybody waits */
     struct errand *cut_off; /* to be done again, by the keeper */
     int ending;
@@ -206,7 +208,6 @@ static struct nbd_connection *enter(struct nbd_client *client, size_t size, int6
 }
 
 static void leave(struct nbd_client *client, struct nbd_connection *connection, int broken) {
-    int lost = 0;
     pthread_mutex_lock(&client->mutex);
     client->load[connection - client->connections]--;
     client->users--;
@@ -215,13 +216,11 @@ static void leave(struct nbd_client *client, struct nbd_connection *connection, 
         client->lost_at = nbd_now_ms();
         for (unsigned i = 0; i < client->connection_count; i++)
             nbd_connection_break(&client->connections[i]);
-        lost = 1;
+        client->lost = 1;
     }
     if (client->session == FAILING && client->users == 0)
         pthread_cond_broadcast(&client->changed);
     pthread_mutex_unlock(&client->mutex);
-    if (lost)
-        tell(client, NBD_CLIENT_LOST, "");
 }
 
 /* --- commands ------------------------------------------------------------------------------------------------------ */
@@ -274,9 +273,9 @@ static int reserve(struct nbd_client *client, size_t size) {
         int error = nbd_client_flush(client);
         if (error) { /* whoever asks for a flush next has not been told */
             pthread_mutex_lock(&client->mutex);
-            client->failed = error;
+            client->failed = client->flush_failed = error;
+            pthread_cond_broadcast(&client->changed);
             pthread_mutex_unlock(&client->mutex);
-            tell(client, NBD_CLIENT_FAILED, strerrordesc_np(error));
             return error;
         }
     }
@@ -494,12 +493,27 @@ static void reconnect(struct nbd_client *client) {
     pthread_cond_broadcast(&client->changed);
 }
 
+/* Under the mutex, which is let go meanwhile. Whoever finds something out may be a thread that can do nothing but use
+ * its descriptors, so the keeper tells of it. */
+static void tell_news(struct nbd_client *client) {
+    int lost = client->lost, failed = client->flush_failed;
+    client->lost = client->flush_failed = 0;
+    pthread_mutex_unlock(&client->mutex);
+    if (lost)
+        tell(client, NBD_CLIENT_LOST, "");
+    if (failed)
+        tell(client, NBD_CLIENT_FAILED, strerrordesc_np(failed));
+    pthread_mutex_lock(&client->mutex);
+}
+
 /* The thread that takes the rests of a lost session away, connects again and does again what was cut off. */
 static void *keep(void *argument) {
     struct nbd_client *client = argument;
     pthread_mutex_lock(&client->mutex);
     while (!client->ending) {
         int64_t next = INT64_MAX / 2;
+        if (client->lost || client->flush_failed)
+            tell_news(client);
         if (client->session == FAILING && client->users == 0) {
             pthread_mutex_unlock(&client->mutex);
             close_all(client);
@@ -515,7 +529,7 @@ static void *keep(void *argument) {
         }
         if (client->cut_off)
             see_to_cut_off(client);
-        if (!client->ending && (client->session != FAILING || client->users))
+        if (!client->ending && !client->lost && !client->flush_failed && (client->session != FAILING || client->users))
             wait_for_change(client, next);
     }
     see_to_cut_off(client);

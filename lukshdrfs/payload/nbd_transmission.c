@@ -83,14 +83,14 @@ static int begin_reply(struct nbd_transmission *transmission, struct nbd_command
         command = command->next;
     if (get(reply, 4) != REPLY_MAGIC || !command || !command->sent || command->answered)
         return -1;
+    if (command == transmission->first_outgoing)
+        return -1; /* it has not been asked yet */
     uint64_t error = get(reply + 4, 4);
     command->result = error <= INT32_MAX ? (int)error : EIO;
     if (command->kind == NBD_READ && !command->result) {
         transmission->receiving = command;
         transmission->received = 0;
-    } else if (command == transmission->first_outgoing)
-        return -1; /* it has not been asked yet */
-    else
+    } else
         command->answered = 1;
     return 0;
 }

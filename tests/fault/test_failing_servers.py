@@ -89,7 +89,7 @@ def test_fio_verifies_over_crashes(make_volume: MakeVolume, tmp_path: Path, forg
             [program("fio"), "--name=verify", f"--filename={mount.image}", "--size=32M", "--allow_file_create=0",
              "--rw=randwrite", "--bsrange=512-128k", "--direct=1", "--ioengine=libaio", "--iodepth=16",
              "--io_size=128M", "--rate=24M", "--verify=crc32c", "--do_verify=1", "--fsync=64", "--verify_fatal=1"],
-            stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
+            stdout=subprocess.PIPE, stderr=subprocess.STDOUT, cwd=tmp_path,
         )  # fmt: skip
         crashes, rng = 0, random.Random(42)
         while fio.poll() is None and crashes < 8:

@@ -6,7 +6,6 @@ import contextlib
 import errno
 import os
 import random
-import re
 import shutil
 import signal
 import subprocess
@@ -18,7 +17,7 @@ import pytest
 from support.cryptsetup import XTS_512, LuksFiles, volume_key
 from support.devices import detach, loop_device
 from support.mounts import Mounted, is_mounted, lukshdrfs
-from support.processes import alive, wait_gone
+from support.processes import alive, memory_holds, wait_gone
 from support.tools import program
 from support.volumes import MIB, MakeVolume
 from support.waiting import wait_until
@@ -256,21 +255,6 @@ def test_waiting_for_the_header(volume: LuksFiles, tmp_path: Path) -> None:
 
 
 # --- the key ------------------------------------------------------------------------------------------------------
-
-
-def memory_holds(pid: int, needle: bytes) -> bool:
-    """Whether a process has some bytes anywhere in its memory."""
-    with Path(f"/proc/{pid}/mem").open("rb", buffering=0) as memory:
-        for line in Path(f"/proc/{pid}/maps").read_text().splitlines():
-            match = re.match(r"([0-9a-f]+)-([0-9a-f]+) r", line)
-            if not match or line.endswith(("[vvar]", "[vsyscall]", "[vvar_vclock]")):
-                continue
-            start, end = int(match[1], 16), int(match[2], 16)
-            memory.seek(start)
-            with contextlib.suppress(OSError):
-                if needle in memory.read(end - start):
-                    return True
-    return False
 
 
 @pytest.mark.root

@@ -17,7 +17,9 @@ STRESS = Path(__file__).with_name("lane_stress.c")
 def stress(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Return the program, with sanitizers."""
     target = tmp_path_factory.mktemp("native") / "lane_stress"
-    compile_native(target, STRESS, "sector_cipher", "sector_locks", "lane", options=SANITIZERS[request.param])
+    compile_native(
+        target, STRESS, "sector_cipher", "sector_locks", "lane", "confinement", options=SANITIZERS[request.param]
+    )
     return target
 
 

@@ -46,3 +46,13 @@ def test_it_builds_without_a_warning(tmp_path: Path) -> None:
             capture_output=True, text=True, check=False,
         )  # fmt: skip
         assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.parametrize("sanitizer", ["memory"])
+def test_answers_that_are_none(sanitizer: str, tmp_path: Path) -> None:
+    """Whatever a server answers, nothing is written but a command's own buffer, and nothing is believed twice."""
+    target = tmp_path / "nbd_answers"
+    source = Path(__file__).with_name("nbd_answers.c")
+    compile_native(target, source, "nbd_transmission", options=SANITIZERS[sanitizer])
+    done = subprocess.run([target, "7", "20000"], capture_output=True, text=True, timeout=120, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import re
 import signal
 from pathlib import Path
 
@@ -48,3 +49,18 @@ def daemons(folder: Path) -> dict[int, list[str]]:
         for pid, words in commands().items()
         if any("lukshdrfs" in Path(word).name for word in words[:3]) and any(str(folder) in word for word in words)
     }
+
+
+def memory_holds(pid: int, needle: bytes) -> bool:
+    """Whether a process has some bytes anywhere in its memory."""
+    with Path(f"/proc/{pid}/mem").open("rb", buffering=0) as memory:
+        for line in Path(f"/proc/{pid}/maps").read_text().splitlines():
+            match = re.match(r"([0-9a-f]+)-([0-9a-f]+) r", line)
+            if not match or line.endswith(("[vvar]", "[vsyscall]", "[vvar_vclock]")):
+                continue
+            start, end = int(match[1], 16), int(match[2], 16)
+            memory.seek(start)
+            with contextlib.suppress(OSError):
+                if needle in memory.read(end - start):
+                    return True
+    return False

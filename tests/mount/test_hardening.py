@@ -1,0 +1,167 @@
+"""What the daemon shuts itself off from, and what of a secret it keeps."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import random
+import re
+import subprocess
+from pathlib import Path
+
+import pytest
+from support.cryptsetup import LUKS1_XTS, XTS_512, XTS_4096, Format, LuksFiles, make_header
+from support.mounts import LUKSHDRFS, Mounted, lukshdrfs
+from support.nbd import address, nbdkit, over_nbd
+from support.processes import memory_holds
+from support.terminal import Terminal
+from support.tools import program
+from support.volumes import MIB, MakeVolume, new_files
+
+from lukshdrfs.cipher import CipherSpec, SectorCipher
+from lukshdrfs.luks import parse_header
+from lukshdrfs.secret import SecretBytes
+
+pytestmark = pytest.mark.needs("fuse", "cryptsetup")
+
+
+def status_of(place: Path) -> dict[str, str]:
+    """Return the fields of a process's or thread's status."""
+    return dict(line.split(":\t", 1) for line in (place / "status").read_text().splitlines() if ":\t" in line)
+
+
+def test_process_keeps_to_itself(volume: LuksFiles) -> None:
+    """No core file, not dumpable, files for the owner only, every descriptor closed for those it starts."""
+    with Mounted(volume.payload, header=volume.header, key_file=volume.key_file) as mount:
+        place = Path(f"/proc/{mount.pid}")
+        limits = (place / "limits").read_text()
+        assert re.search(r"^Max core file size +0 +0 ", limits, re.MULTILINE)
+        assert status_of(place)["Umask"] == "0077"
+        if os.geteuid() != 0:
+            assert place.stat().st_uid == 0, "not dumpable: its files in /proc are root's"
+        for entry in (place / "fdinfo").iterdir():
+            flags = int(re.search(r"^flags:\s+(\d+)", entry.read_text(), re.MULTILINE)[1], 8)  # type: ignore[index]
+            if int(entry.name) > 2:
+                assert flags & os.O_CLOEXEC, (place / "fd" / entry.name).readlink()
+
+
+def test_threads_that_serve_are_confined(volume: LuksFiles) -> None:
+    """The threads that serve requests are under a seccomp filter and gain no privileges; those that unmount are not."""
+    with Mounted(volume.payload, "--data-path", "native", header=volume.header, key_file=volume.key_file) as mount:
+        threads = [status_of(task) for task in Path(f"/proc/{mount.pid}/task").iterdir()]
+    serving = [fields for fields in threads if fields["Name"] == "lane"]
+    assert len(serving) >= 16
+    assert {(fields["Seccomp"], fields["NoNewPrivs"]) for fields in serving} == {("2", "1")}
+    assert {fields["Seccomp"] for fields in threads if fields["Name"] != "lane"} == {"0"}
+
+
+@pytest.mark.root
+def test_memory_for_writing_is_found_without_writing(volume: LuksFiles) -> None:
+    """As root the process is an I/O flusher: a loop device on the image cannot wait for itself when memory is short."""
+    cap_sys_resource, pf_memalloc_noio = 1 << 24, 0x00080000  # linux/capability.h, linux/sched.h
+    if not int(status_of(Path("/proc/self"))["CapEff"], 16) & cap_sys_resource:
+        pytest.skip("this root has no CAP_SYS_RESOURCE")
+    with Mounted(volume.payload, header=volume.header, key_file=volume.key_file) as mount:
+        for task in Path(f"/proc/{mount.pid}/task").iterdir():
+            flags = int((task / "stat").read_text().rpartition(")")[2].split()[6])
+            assert flags & pf_memalloc_noio, (task / "comm").read_text()
+
+
+LAYOUTS = (LUKS1_XTS, XTS_512, XTS_4096)
+
+
+@pytest.mark.root
+@pytest.mark.parametrize("layout", LAYOUTS, ids=str)
+def test_nothing_but_the_volume_key_is_kept(layout: Format, tmp_path: Path) -> None:
+    """After unlocking, the daemon's memory holds the volume key; no passphrase, no keyslot key and no AF material."""
+    files = new_files(tmp_path, 4 * MIB)
+    passphrase = b"a passphrase of some length " + os.urandom(8).hex().encode()
+    files.key_file.write_bytes(passphrase)
+    make_header(files, layout)
+    header = parse_header(files.header.read_bytes())
+    slot = header.keyslots[0]
+    kdf = slot.kdf
+    assert kdf is not None
+    assert kdf.type == "pbkdf2"
+    keyslot_key = hashlib.pbkdf2_hmac(kdf.hash, passphrase, kdf.salt, kdf.iterations, slot.area.key_size)
+    material = bytearray(header.area[slot.area.offset : slot.area.offset + slot.key_size * 4000])
+    material = material[: len(material) // 512 * 512]
+    with SecretBytes.copy_of(keyslot_key) as key:
+        SectorCipher(CipherSpec.parse(slot.area.encryption), key, 512).decrypt(memoryview(material), 0)
+    dump = tmp_path / "volume.key"
+    subprocess.run(
+        [program("cryptsetup"), "luksDump", "--batch-mode", "--dump-volume-key", "--volume-key-file", dump,
+         "--key-file", files.key_file, files.header],
+        check=True, capture_output=True,
+    )  # fmt: skip
+    volume_key = dump.read_bytes()
+    rng = random.Random(71)
+    with Mounted(files.payload, header=files.header, key_file=files.key_file) as mount:
+        mount.image.read_bytes()
+        assert memory_holds(mount.pid, volume_key[:32]), "the search finds what is there"
+        for name, needle in {
+            "passphrase": passphrase,
+            "first half of the keyslot's key": keyslot_key[:32],
+            "second half of the keyslot's key": keyslot_key[32:],
+            **{f"stripe {n}": material[n * 512 : n * 512 + 48] for n in rng.sample(range(len(material) // 512), 12)},
+        }.items():
+            assert not memory_holds(mount.pid, bytes(needle)), name
+
+
+SECRETS = "correct-horse-battery-staple"
+
+
+def test_no_secret_is_said(tmp_path: Path) -> None:
+    """At the most talkative, nothing that is printed has the passphrase or the volume key; nor have /proc's files."""
+    payload, header = tmp_path / "payload", tmp_path / "header"
+    key_file, place, key = tmp_path / "key", tmp_path / "mnt", tmp_path / "volume.key"
+    place.mkdir()
+    key_file.write_text(SECRETS)
+    key.write_bytes(volume_key := os.urandom(64))
+    with Terminal(
+        LUKSHDRFS, "create", "-v", "--pbkdf", "pbkdf2", "--pbkdf-force-iterations", "1000", "--size", "1M",
+        "--volume-key-file", key, "--header", header, payload,
+    ) as terminal:  # fmt: skip
+        terminal.answer(SECRETS.encode())
+        terminal.answer(SECRETS.encode())
+        assert terminal.wait() == 0, terminal.shown
+        shown = terminal.shown
+    for words in (
+        ("info", "--json", "--header", header),
+        ("key", "list", "--header", header),
+        ("key", "test", "--header", header, "--key-file", key_file),
+        ("header", "verify", "--header", header, "--key-file", key_file),
+        ("mount", "--header", header, "--key-file", key_file, payload, place),
+    ):
+        done = lukshdrfs(*words, "-v")
+        assert done.returncode == 0, done.stderr
+        shown += (done.stdout + done.stderr).encode()
+    pid = os.getxattr(place / "image", "user.lukshdrfs.pid").decode()
+    for name in ("cmdline", "environ", "maps", "status"):
+        shown += Path(f"/proc/{pid}/{name}").read_bytes()
+    done = lukshdrfs("unmount", "-v", place)
+    assert done.returncode == 0
+    shown += (done.stdout + done.stderr).encode()
+    assert b"lukshdrfs" in shown
+    for secret in (
+        SECRETS.encode(),
+        volume_key,
+        volume_key[:16],
+        volume_key.hex().encode(),
+        volume_key[:16].hex().encode(),
+    ):
+        assert secret not in shown
+
+
+@pytest.mark.needs("nbdkit")
+def test_confined_threads_serve_a_server_that_comes_back(make_volume: MakeVolume, tmp_path: Path) -> None:
+    """What needs more than open descriptors, such as connecting again, is done by threads that may."""
+    files, socket = make_volume(XTS_512), tmp_path / "socket"
+    with nbdkit(socket, "file", files.payload) as server, over_nbd(files, address(socket)) as mount:
+        for size in (512, 4096, MIB):
+            server.kill()
+            server.start()
+            with mount.image.open("r+b", buffering=0) as file:
+                os.pwrite(file.fileno(), b"w" * size, 0)
+                os.fsync(file.fileno())
+                assert os.pread(file.fileno(), size, 0) == b"w" * size

@@ -1,0 +1,132 @@
+"""
+Feeds parsers with what a coverage-guided fuzzer makes up: only results and the project's own errors come out.
+
+    fuzz.py TARGET -runs=10000000 [OPTIONS OF LIBFUZZER]
+
+TARGET: `luks1` (a LUKS1 header's 592 bytes), `luks2` (a LUKS2 header's JSON area, with right checksums), `binary` (a
+LUKS2 header's first 512 bytes, with right checksums), `shared` (the tokens of a header for several payloads), `json`
+(the JSON reader alone), `options` (mount's -o). Takes `pip install
+atheris`. Bounds are libFuzzer's: -timeout=2
+-rss_limit_mb=400. NBD answers are `tests/native/nbd_answers.c`.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import gzip
+import json
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import atheris
+
+with atheris.instrument_imports(include=["lukshdrfs.luks", "lukshdrfs.cli.mount_options"]):
+    from lukshdrfs.cli.mount_options import apply_options, split_options
+    from lukshdrfs.errors import LukshdrfsError, UsageError
+    from lukshdrfs.luks import header_extent, parse_header
+    from lukshdrfs.luks.luks2_binary import with_new_checksum
+    from lukshdrfs.luks.shared import header_for, shared_payloads
+    from lukshdrfs.luks.strict_json import load
+
+DATA = Path(__file__).parents[1] / "data"
+sys.path.insert(0, str(Path(__file__).parents[1]))
+
+from support.luks2_edit import metadata, with_json_area  # noqa: E402 - the path is set above
+
+
+def _unpacked(name: str) -> bytes:
+    return gzip.decompress((DATA / f"{name}.header.img.gz").read_bytes())
+
+
+LUKS1 = _unpacked("luks1-aes-cbc-essiv-128")
+LUKS2 = _unpacked("luks2-pbkdf2-5000")
+JSON_START, COPY = 4096, int.from_bytes(LUKS2[8:16], "big")
+SIZE = 1 << 34
+"""Bytes of the file that a header pretends to be in: large enough for whatever it says."""
+
+
+def luks1(data: bytes) -> None:
+    """Parse a LUKS1 header."""
+    head = data[:592].ljust(592, b"\0")
+    header_extent(head + LUKS1[592:4096])
+    parse_header(head + LUKS1[592:])
+
+
+def luks2(data: bytes) -> None:
+    """Parse LUKS2 metadata."""
+    header = with_json_area(LUKS2[: 2 * COPY], data[: COPY - JSON_START])
+    header_extent(header)
+    parse_header(header, SIZE)
+
+
+def binary(data: bytes) -> None:
+    """Parse a LUKS2 binary header."""
+    head = data[:512].ljust(512, b"\0")
+    header = with_new_checksum(head + LUKS2[512:COPY], 0)
+    if header is not None:
+        header_extent(header[:COPY] + LUKS2[COPY : 2 * COPY])
+        parse_header(header[:COPY] + LUKS2[COPY : 2 * COPY], SIZE)
+
+
+def shared(data: bytes) -> None:
+    """Read the tokens that say which payloads a header is for."""
+    tokens = load(b'{"tokens":' + data[:4096] + b"}\0")
+    whole = {**metadata(LUKS2), "tokens": tokens["tokens"]}
+    header = parse_header(with_json_area(LUKS2[: 2 * COPY], json.dumps(whole).encode()[: COPY - JSON_START]), SIZE)
+    for payload in shared_payloads(header):
+        header_for(header, payload)
+
+
+def read_json(data: bytes) -> None:
+    """Read JSON as headers have it."""
+    load(data + b"\0")  # an area ends with one, unless it is full
+
+
+def options(data: bytes) -> None:
+    """Read mount's options."""
+    text = data.decode("utf-8", "surrogateescape")
+    split_options(text)
+    apply_options(argparse.Namespace(kernel_options=[], header=None), [text])
+
+
+SHARED = (
+    b'{"0":{"type":"lukshdrfs-payload","keyslots":[],"name":"a","uuid":"b","digest":"0"},'
+    b'"1":{"type":"lukshdrfs-payload","keyslots":[],"name":"c","uuid":"d","digest":"0","segment":{"type":"crypt",'
+    b'"offset":"0","size":"dynamic","iv_tweak":"0","encryption":"aes-xts-plain64","sector_size":512}}}'
+)
+TARGETS: dict[str, tuple[Callable[[bytes], None], type[Exception], list[bytes]]] = {
+    "luks1": (luks1, LukshdrfsError, [LUKS1[:592]]),
+    "luks2": (luks2, LukshdrfsError, [
+        LUKS2[JSON_START:COPY].rstrip(b"\0"),
+        *(json.dumps(metadata(_unpacked(name))).encode() for name in ("luks2-tokens", "luks2-reencrypt-half")),
+    ]),
+    "binary": (binary, LukshdrfsError, [LUKS2[:512]]),
+    "shared": (shared, LukshdrfsError, [SHARED]),
+    "json": (read_json, LukshdrfsError, [LUKS2[JSON_START:COPY].rstrip(b"\0"), b'{"a":[1,-2.5e3,"\\u0041",null]}']),
+    "options": (options, UsageError, [b"ro,header=/a\\,b,keyfile=/k,offset=1M,umask=077,x-systemd.automount,uid=1000"]),
+}  # fmt: skip
+
+
+def main() -> None:
+    """Fuzz one target."""
+    name = sys.argv.pop(1) if len(sys.argv) > 1 else ""
+    if name not in TARGETS:
+        raise SystemExit(__doc__)
+    work, refusal, seeds = TARGETS[name]
+    corpus = Path(f"corpus-{name}")
+    corpus.mkdir(exist_ok=True)
+    for number, seed in enumerate(seeds):
+        (corpus / f"seed{number}").write_bytes(seed)
+
+    def one_input(data: bytes) -> None:
+        with contextlib.suppress(refusal):
+            work(data)
+
+    atheris.Setup([sys.argv[0], "-timeout=2", "-rss_limit_mb=400", *sys.argv[1:], str(corpus)], one_input)
+    atheris.Fuzz()
+
+
+if __name__ == "__main__":
+    main()
