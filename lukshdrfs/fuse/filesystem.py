@@ -94,6 +94,11 @@ class ImageFileSystem(pyfuse3.Operations):
         self._synchronous: set[int] = set()
         """Handles opened with O_SYNC or O_DSYNC."""
         self._next_handle = 1
+        self._flushing = trio.Lock()
+        self._failures, self._failure = 0, errno.EIO
+        """How many flushes have failed, and the last one's errno."""
+        self._heard: dict[int, int] = {}
+        """Of how many of them each open handle has been told."""
         self._modified_ns = self._mounted_ns = time.time_ns()
         self._asking_modified = threading.Lock()
         self.initialised = trio.Event()
@@ -294,6 +299,7 @@ class ImageFileSystem(pyfuse3.Operations):
         if self._volume.read_only and flags & (os.O_WRONLY | os.O_RDWR):
             raise pyfuse3.FUSEError(errno.EROFS)
         handle, self._next_handle = self._next_handle, self._next_handle + 1
+        self._heard[handle] = self._failures
         if flags & os.O_DSYNC:  # O_SYNC contains it
             self._synchronous.add(handle)
         return pyfuse3.FileInfo(
@@ -310,12 +316,30 @@ class ImageFileSystem(pyfuse3.Operations):
     async def write(self, fh: pyfuse3.FileHandleT, off: int, buf: bytes) -> int:
         count = await self._in_thread(self._volume.pwrite, buf, off)
         if fh in self._synchronous:
-            await self._in_thread(self._volume.flush)
+            await self._flush_for(fh)
         return count
 
     @answers_errno
     async def fsync(self, fh: pyfuse3.FileHandleT, datasync: bool) -> None:
-        await self._in_thread(self._volume.flush)
+        await self._flush_for(fh)
+
+    async def _flush_for(self, handle: int) -> None:
+        """
+        Flush. A failure is told to every handle that is open, once, as the kernel does with a file's (errseq_t).
+
+        One at a time, for the kernel tells it once to us: of two at the same time, one would not hear of it.
+        """
+        async with self._flushing:
+            try:
+                await self._in_thread(self._volume.flush)
+            except LukshdrfsError as error:
+                self._failures += 1
+                self._failure = error.errno or errno.EIO
+                self._heard[handle] = self._failures
+                raise
+            heard, self._heard[handle] = self._heard.get(handle, self._failures), self._failures
+            if heard != self._failures:
+                raise pyfuse3.FUSEError(self._failure)
 
     @answers_errno
     async def flush(self, fh: pyfuse3.FileHandleT) -> None:
@@ -326,6 +350,7 @@ class ImageFileSystem(pyfuse3.Operations):
     async def release(self, fh: pyfuse3.FileHandleT) -> None:
         await trio.lowlevel.checkpoint()
         self._synchronous.discard(fh)
+        self._heard.pop(fh, None)
 
     @answers_errno
     async def opendir(self, inode: pyfuse3.InodeT, ctx: pyfuse3.RequestContext) -> pyfuse3.FileHandleT:

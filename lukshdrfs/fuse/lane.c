@@ -92,6 +92,8 @@ struct request {
         struct fuse_fallocate_in fallocate;
         struct fuse_interrupt_in interrupt;
         struct fuse_open_in open;
+        struct fuse_release_in release;
+        struct fuse_fsync_in fsync;
         struct fuse_init_in init;
     };
 };
@@ -110,6 +112,19 @@ struct opening {
     struct opening *next;
     uint64_t unique;
     uint32_t flags;
+};
+
+/* An open image, as pyfuse3 has numbered it. */
+struct handle {
+    struct handle *next;
+    uint64_t number;
+    unsigned heard; /* of so many failed flushes */
+};
+
+/* A flush that is under way, or whose outcome nobody has taken down yet. */
+struct flush {
+    struct flush *next;
+    uint64_t began;
 };
 
 /* A thread. Its buffer is room for a sector, the data of the largest request, and room for another sector: so the
@@ -166,6 +181,12 @@ struct lane {
     unsigned wiped; /* threads whose buffers hold no plaintext any more, as the lane is locked */
     struct waiting *first_waiting, *last_waiting;
     struct opening *openings;
+    struct handle *handles;
+    unsigned failures; /* flushes that have failed so far */
+    int failure;       /* the last one's errno */
+    struct flush *flushes;
+    uint64_t flushes_begun;
+    pthread_cond_t flushed;
     uint64_t init_unique;
     uint32_t offered, offered2; /* flags and flags2 of the kernel's INIT */
     int coherent;      /* O_DIRECT may go past the page cache: the kernel keeps both in step */
@@ -560,10 +581,61 @@ static int flush_payload(struct lane *lane) {
     return error;
 }
 
+/* Under the mutex: whether a flush is under way that began up to a number. */
+static int is_flushing(const struct lane *lane, uint64_t number) {
+    for (const struct flush *each = lane->flushes; each; each = each->next)
+        if (each->began <= number)
+            return 1;
+    return 0;
+}
+
+/* Flushes for a handle. A failure is told to every handle that is open, once, as the kernel does with a file's (errseq_t).
+ * For it tells each descriptor of the payload once, and we have one: of two flushes at the same time only one may hear of
+ * what both should. So nobody says that all is well while another one is not done that began before. */
+static int flush_for(struct lane *lane, uint64_t number) {
+    struct flush own;
+    pthread_mutex_lock(&lane->mutex);
+    own.began = ++lane->flushes_begun;
+    own.next = lane->flushes;
+    lane->flushes = &own;
+    pthread_mutex_unlock(&lane->mutex);
+    int error = flush_payload(lane);
+    pthread_mutex_lock(&lane->mutex);
+    struct flush **at = &lane->flushes;
+    while (*at != &own)
+        at = &(*at)->next;
+    *at = own.next;
+    if (error) {
+        lane->failures++;
+        lane->failure = error;
+    }
+    pthread_cond_broadcast(&lane->flushed);
+    uint64_t begun = lane->flushes_begun;
+    if (!error && is_flushing(lane, begun)) {
+        pthread_mutex_unlock(&lane->mutex);
+        int called = begin_wait(lane);
+        pthread_mutex_lock(&lane->mutex);
+        while (is_flushing(lane, begun))
+            pthread_cond_wait(&lane->flushed, &lane->mutex);
+        pthread_mutex_unlock(&lane->mutex);
+        end_wait(lane, called);
+        pthread_mutex_lock(&lane->mutex);
+    }
+    for (struct handle *handle = lane->handles; handle; handle = handle->next)
+        if (handle->number == number) {
+            if (!error && handle->heard != lane->failures)
+                error = lane->failure;
+            handle->heard = lane->failures;
+            break;
+        }
+    pthread_mutex_unlock(&lane->mutex);
+    return error;
+}
+
 /* The answer says that everything answered before is on the storage. */
 static void serve_fsync(struct worker *worker) {
     struct lane *lane = worker->lane;
-    int error = lane->config.read_only ? 0 : flush_payload(lane);
+    int error = lane->config.read_only ? 0 : flush_for(lane, worker->request.fsync.fh);
     answer(lane, worker->request.header.unique, error, NULL, 0);
 }
 
@@ -580,7 +652,7 @@ static void serve_write(struct worker *worker) {
     else
         error = with_pieces(lane, write_piece, data_of(worker), request->write.offset, (size_t)count);
     if (!error && request->write.flags & O_DSYNC) /* O_SYNC contains it; the kernel leaves that to us */
-        error = flush_payload(lane);
+        error = flush_for(lane, request->write.fh);
     answer(lane, request->header.unique, error, &written, error ? 0 : sizeof written);
 }
 
@@ -892,6 +964,27 @@ static void note_open(struct lane *lane, const struct request *request) {
     pthread_mutex_unlock(&lane->mutex);
 }
 
+/* Under the mutex. A failure before it was opened is none of its business. */
+static void note_handle(struct lane *lane, uint64_t number) {
+    struct handle *handle = malloc(sizeof *handle);
+    if (!handle)
+        return;
+    *handle = (struct handle){.next = lane->handles, .number = number, .heard = lane->failures};
+    lane->handles = handle;
+}
+
+static void forget_handle(struct lane *lane, uint64_t number) {
+    pthread_mutex_lock(&lane->mutex);
+    for (struct handle **at = &lane->handles; *at; at = &(*at)->next)
+        if ((*at)->number == number) {
+            struct handle *gone = *at;
+            *at = gone->next;
+            free(gone);
+            break;
+        }
+    pthread_mutex_unlock(&lane->mutex);
+}
+
 static void forward(struct worker *worker, const uint8_t *message, size_t size) {
     struct lane *lane = worker->lane;
     const struct fuse_in_header *header = &worker->request.header;
@@ -899,6 +992,8 @@ static void forward(struct worker *worker, const uint8_t *message, size_t size) 
         note_init(lane, &worker->request);
     else if (header->opcode == FUSE_OPEN)
         note_open(lane, &worker->request);
+    else if (header->opcode == FUSE_RELEASE)
+        forget_handle(lane, worker->request.release.fh);
     ssize_t sent;
     do
         sent = send(lane->config.libfuse, message, size, MSG_NOSIGNAL | MSG_DONTWAIT);
@@ -967,6 +1062,7 @@ static void amend(struct lane *lane, uint8_t *message, size_t size) {
             if (size == sizeof out) {
                 memcpy(&out, body, sizeof out);
                 amend_open(lane, &out, opening->flags);
+                note_handle(lane, out.fh);
                 memcpy(body, &out, sizeof out);
             }
             *at = opening->next;
@@ -1149,6 +1245,12 @@ static void release_memory(struct lane *lane) {
         lane->openings = opening->next;
         free(opening);
     }
+    while (lane->handles) {
+        struct handle *handle = lane->handles;
+        lane->handles = handle->next;
+        free(handle);
+    }
+    pthread_cond_destroy(&lane->flushed);
     pthread_cond_destroy(&lane->called);
     pthread_cond_destroy(&lane->watch);
     pthread_mutex_destroy(&lane->mutex);
@@ -1178,6 +1280,7 @@ static struct lane *lane_new(const struct lane_config *config) {
     pthread_mutex_init(&lane->mutex, NULL);
     pthread_cond_init(&lane->called, NULL);
     pthread_cond_init(&lane->watch, NULL);
+    pthread_cond_init(&lane->flushed, NULL);
     lane->config = *config;
     lane->crypt = (crypt_function)config->crypt;
     lane->hold = (hold_function)config->hold;

@@ -224,6 +224,33 @@ def test_flush_that_fails_unasked_fails_the_next_one(disk: Path, tmp_path: Path)
         payload.flush()
 
 
+@pytest.mark.parametrize("data_path", ["native", "python"])
+def test_every_handle_hears_of_a_failed_fsync_once(
+    make_volume: MakeVolume, disk: Path, tmp_path: Path, data_path: str
+) -> None:
+    """As with a file on a disk: whoever had it open is told by the next fsync, who opens it later is not."""
+    files, socket, trigger = make_volume(XTS_512), tmp_path / "socket", tmp_path / "fail"
+    plugin = (
+        "eval", f"get_size=echo {SIZE}", "can_write=exit 0", "can_flush=exit 0", f"pread=head -c $3 {disk}",
+        "pwrite=cat > /dev/null", f"flush=if [ -e {trigger} ]; then echo ENOSPC full >&2; exit 1; fi",
+    )  # fmt: skip
+    with nbdkit(socket, *plugin), over_nbd(files, address(socket), "--data-path", data_path) as mount:
+        handles = [os.open(mount.image, os.O_RDWR) for _ in range(3)]
+        os.fsync(handles[0])
+        trigger.touch()
+        with pytest.raises(OSError, match=os.strerror(errno.ENOSPC)):
+            os.fsync(handles[0])
+        trigger.unlink()
+        later = os.open(mount.image, os.O_RDWR | os.O_SYNC)
+        for handle in handles[1:]:
+            with pytest.raises(OSError, match=os.strerror(errno.ENOSPC)):
+                os.fsync(handle)
+        os.pwrite(later, b"well", 0)
+        for handle in (*handles, later):
+            os.fsync(handle)
+            os.close(handle)
+
+
 def test_server_that_comes_back_smaller(disk: Path, tmp_path: Path) -> None:
     """An export that has lost its end is not the one that it was: nothing is written to it."""
     socket = tmp_path / "socket"
