@@ -23,6 +23,7 @@ from typing import TypeVar
 
 from lukshdrfs.cli.keyring import read_key
 from lukshdrfs.cli.logs import printable
+from lukshdrfs.environment import for_children
 from lukshdrfs.errors import DeviceError, UsageError, WrongKey
 from lukshdrfs.secret import SecretBytes
 from lukshdrfs.volume import source_descriptor
@@ -247,7 +248,7 @@ def _nothing_comes_in() -> bool:
 def _ask_agent(prompt: str) -> SecretBytes:
     """Ask by systemd-ask-password: whoever answers, at boot, on the desktop or on the wall, we get one line."""
     command = [_ASK_PASSWORD, "--no-tty", "--icon=drive-harddisk", "--id=lukshdrfs", printable(prompt).strip(" :")]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, stdin=subprocess.DEVNULL) as agent:
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stdin=subprocess.DEVNULL, env=for_children()) as agent:
         assert agent.stdout is not None
         secret = _read_line(f"fd:{agent.stdout.fileno()}", _ASK_PASSWORD)
     if agent.returncode != 0:

@@ -27,6 +27,7 @@ import threading
 import time
 from pathlib import Path
 
+from lukshdrfs.environment import for_children
 from lukshdrfs.errors import DeviceError, InUse, LukshdrfsError
 from lukshdrfs.payload.address import unix_address
 
@@ -48,11 +49,41 @@ def create_image(name: str, image_format: str, size: int) -> None:
     """Make an image of `size` bytes with nothing in it. Raises DeviceError with qemu-img's own words."""
     path = os.path.abspath(name)  # noqa: PTH100 - as it is, `a:b` would be a protocol to qemu-img
     command = [_program("qemu-img", "qemu-utils"), "create", "-q", "-f", image_format, "--", path, str(size)]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    _run_qemu_img(name, command)
+    Path(name).chmod(0o600)
+
+
+def _run_qemu_img(name: str, command: list[str]) -> str:
+    done = subprocess.run(command, capture_output=True, text=True, check=False, env=for_children())
     if done.returncode != 0:
         said = done.stderr.strip().splitlines()
         raise DeviceError(f"payload {name}: {said[-1] if said else 'qemu-img failed'}")
-    Path(name).chmod(0o600)
+    return done.stdout
+
+
+def _is_strangers(name: str) -> bool:
+    """Whether we are root, and the image is somebody else's, who may have put anything into it."""
+    try:
+        return os.geteuid() == 0 and Path(name).stat().st_uid != 0
+    except OSError:
+        return False  # opening it says what is wrong
+
+
+def _check_names_no_other(name: str, image_format: str) -> None:
+    """
+    Raise DeviceError if an image names other files as parts of it: root would open them for the image's owner.
+
+    Who made the image knows the volume's key, and can tell from the plaintext what was in the file.
+    """
+    path = os.path.abspath(name)  # noqa: PTH100 - as it is, `a:b` would be a protocol to qemu-img
+    command = [_program("qemu-img", "qemu-utils"), "info", "-U", "--output=json", "-f", image_format, "--", path]
+    found = json.loads(_run_qemu_img(name, command))
+    other = found.get("backing-filename") or found.get("format-specific", {}).get("data", {}).get("data-file")
+    if other:
+        raise DeviceError(
+            f"payload {name} belongs to another user and names {other!r} as a part of it, which is not opened as root; "
+            "mount it as that user, or make it root's"
+        )
 
 
 def engine_program() -> str:
@@ -79,6 +110,9 @@ class Engine:
         """
         self._name = name
         program = engine_program()
+        alone = _is_strangers(name)
+        if alone:
+            _check_names_no_other(name, image_format)
         self._folder = _new_folder()
         self._socket = self._folder / "socket"
         self.address = unix_address(str(self._socket), "payload")
@@ -91,7 +125,8 @@ class Engine:
         ]  # fmt: skip
         # io_uring reads what is cached without another thread, twice as fast; not every build and kernel has it
         self._nodes = [
-            json.dumps(_node(name, image_format, read_only=read_only, aio=aio)) for aio in ("io_uring", "threads")
+            json.dumps(_node(name, image_format, read_only=read_only, aio=aio, alone=alone))
+            for aio in ("io_uring", "threads")
         ]
         self._said = os.memfd_create("stderr", os.MFD_CLOEXEC)  # a pipe that nobody reads would fill up
         self._ending = False
@@ -121,6 +156,7 @@ class Engine:
             stdout=subprocess.DEVNULL,
             stderr=self._said,
             cwd="/",
+            env=for_children(),
             start_new_session=True,
             preexec_fn=functools.partial(_end_with_parent, os.getpid()),  # noqa: PLW1509 - it calls prctl alone
         )
@@ -196,14 +232,13 @@ class Engine:
             self._folder.rmdir()
 
 
-def _node(name: str, image_format: str, *, read_only: bool, aio: str) -> dict[str, object]:
-    """Return the block node for an image, in the words of QEMU's QAPI (`BlockdevOptions`)."""
+def _node(name: str, image_format: str, *, read_only: bool, aio: str, alone: bool) -> dict[str, object]:
+    """Return the block node for an image, in the words of QEMU's QAPI (`BlockdevOptions`); `alone`: no backing file."""
     driver = "host_device" if Path(name).is_block_device() else "file"
     path = os.path.abspath(name)  # noqa: PTH100 - the engine has another working directory, and opens it as it is
-    return {
-        "driver": image_format, "node-name": "payload", "read-only": read_only,
-        "file": {"driver": driver, "filename": path, "read-only": read_only, "aio": aio},
-    }  # fmt: skip
+    protocol = {"driver": driver, "filename": path, "read-only": read_only, "aio": aio}
+    node = {"driver": image_format, "node-name": "payload", "read-only": read_only, "file": protocol}
+    return {**node, "backing": None} if alone else node
 
 
 def _end_with_parent(parent: int) -> None:

@@ -13,6 +13,7 @@ import subprocess
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 
+from lukshdrfs.environment import for_children
 from lukshdrfs.errors import DeviceError
 from lukshdrfs.payload.base import Payload
 
@@ -37,7 +38,9 @@ def known_signature(name: str, *, ignore: str = "", pass_descriptor: int | None 
     if ignore:
         command += ["--match-types", f"no{ignore}"]
     passed = () if pass_descriptor is None else (pass_descriptor,)
-    probe = subprocess.run([*command, "--", name], capture_output=True, text=True, check=False, pass_fds=passed)
+    probe = subprocess.run(
+        [*command, "--", name], capture_output=True, text=True, check=False, pass_fds=passed, env=for_children()
+    )
     if probe.returncode == FOUND_NOTHING:
         return ""
     fields = dict(line.split("=", 1) for line in probe.stdout.splitlines() if "=" in line)

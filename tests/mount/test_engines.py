@@ -119,6 +119,30 @@ def test_snapshots_and_backing_files(image: LuksFiles, tmp_path: Path) -> None:
             assert mount.image.read_bytes()[:5] == content
 
 
+@pytest.mark.root
+def test_root_opens_no_file_that_a_strangers_image_names(image: LuksFiles, tmp_path: Path) -> None:
+    """An image of another user's that names other files as parts of it is refused to root; others are opened."""
+    treasure, trap, data = tmp_path / "treasure", tmp_path / "trap.qcow2", tmp_path / "data.qcow2"
+    treasure.write_bytes(bytes(SIZE))
+    img = program("qemu-img")
+    qemu.run(img, "create", "-q", "-f", "qcow2", "-F", "raw", "-b", str(treasure), str(trap))
+    qemu.run(img, "create", "-q", "-f", "qcow2", "-o", f"data_file={treasure}", str(data), str(SIZE))
+    place = tmp_path / "place"
+    place.mkdir()
+    for bad in (trap, data):
+        os.chown(bad, 12345, 12345)
+        opening = ("--header", image.header, "--key-file", image.key_file)
+        status, message = refused("mount", "--payload-format", "qcow2", *opening, bad, place)
+        assert status == 4
+        assert str(treasure) in message
+    os.chown(image.payload, 12345, 12345)
+    with qcow2(image) as mount:
+        assert len(mount.image.read_bytes()) == SIZE
+    os.chown(trap, 0, 0)
+    with qcow2(LuksFiles(trap, image.header, image.key_file), "--read-only") as mount:
+        assert len(mount.image.read_bytes()) == SIZE
+
+
 def write_at(descriptor: int, offset: int, data: bytes) -> None:
     """Write something at a place."""
     os.pwrite(descriptor, data, offset)

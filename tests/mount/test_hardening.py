@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import os
 import random
@@ -53,6 +54,28 @@ def test_threads_that_serve_are_confined(volume: LuksFiles) -> None:
     assert len(serving) >= 16
     assert {(fields["Seccomp"], fields["NoNewPrivs"]) for fields in serving} == {("2", "1")}
     assert {fields["Seccomp"] for fields in threads if fields["Name"] != "lane"} == {"0"}
+
+
+@pytest.mark.needs("qemu-img", "qemu-storage-daemon")
+def test_programs_that_are_started_get_a_clean_environment(tmp_path: Path) -> None:
+    """What somebody put into our environment to change what programs do is not passed on."""
+    key, header, payload, place = (tmp_path / name for name in ("key", "header", "payload", "mnt"))
+    key.write_bytes(b"key")
+    place.mkdir()
+    environment = {**os.environ, "LD_DEBUG": "statistics", "BLKID_FILE": "/nowhere", "G_DEBUG": "fatal-warnings"}
+    run = functools.partial(subprocess.run, env=environment, capture_output=True, text=True, check=False)
+    done = run([LUKSHDRFS, "create", "--payload-format", "qcow2", "--size", "4M", "--header", header, "--key-file", key,
+                "--pbkdf", "pbkdf2", "--pbkdf-force-iterations", "1000", payload])  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    done = run([LUKSHDRFS, "mount", "--payload-format", "qcow2", "--header", header, "--key-file", key, payload, place])
+    assert done.returncode == 0, done.stderr
+    pid = os.getxattr(place / "image", "user.lukshdrfs.pid").decode()
+    tasks = Path(f"/proc/{pid}/task").iterdir()
+    (engine,) = {child for task in tasks for child in (task / "children").read_text().split()}
+    seen = Path(f"/proc/{engine}/environ").read_text()
+    assert lukshdrfs("unmount", place).returncode == 0
+    assert "PATH=" in seen
+    assert not {name for name in ("LD_DEBUG", "BLKID_FILE", "G_DEBUG") if name in seen}
 
 
 @pytest.mark.root
