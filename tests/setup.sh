@@ -7,6 +7,7 @@
 # System packages come from apt, only those that are missing (with sudo where we are not root). Everything of
 # Python goes into a private virtual environment, .venv in the project unless told; the system's Python stays as it is.
 # The package is built and installed as users get it, not linked to the sources: what is tested is what ships.
+# With CI=true, what the tests need of Python is what tests/requirements.txt says, file by file.
 set -euo pipefail
 
 root=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
@@ -57,7 +58,14 @@ install_python_packages() {
     [[ -x $python ]] || python3 -m venv "$venv"
     say "building and installing lukshdrfs into $venv"
     rm -rf "$root/build" # setuptools would put what an earlier build left there into the wheel
-    "$python" -m pip install --quiet --quiet --disable-pip-version-check --no-input "$root$extras"
+    local pip=("$python" -m pip --quiet --quiet --disable-pip-version-check --no-input)
+    if [[ -n $extras && ${CI:-} == true ]]; then
+        "${pip[@]}" install --require-hashes -r "$root/tests/requirements.txt"
+        "${pip[@]}" install --no-deps --no-build-isolation "$root"
+        "${pip[@]}" check
+    else
+        "${pip[@]}" install "$root$extras"
+    fi
 }
 
 install_system_packages
