@@ -184,6 +184,8 @@ def _check(arguments: argparse.Namespace) -> _Request:
 
 
 def _unlock_and_serve(request: _Request, ready: Callable[[Volume], None]) -> int:
+    if not become_io_flusher():  # before any thread or program is started that the payload needs
+        log.debug("a loop device on the image may have to wait for memory: CAP_SYS_RESOURCE is not there")
     volume, header_name = _unlock(request)
     options = request.options
     if request.arguments.lock_on_header_removal and header_name is not None:
@@ -192,8 +194,6 @@ def _unlock_and_serve(request: _Request, ready: Callable[[Volume], None]) -> int
         options = replace(options, lock_policy=replace(options.lock_policy, header=path))
     try:
         _close_given(request)
-        if not become_io_flusher():
-            log.debug("a loop device on the image may have to wait for memory: CAP_SYS_RESOURCE is not there")
         if not lock_process_memory():
             log.debug("only the keys are locked in memory, not the ciphers' key schedules")
         serve(

@@ -72,6 +72,18 @@ def export(files: LuksFiles, name: str) -> LuksFiles:
     return LuksFiles(files.header.with_name(f"{name}.img"), header, files.key_file)
 
 
+def test_a_further_payloads_keyslot_is_as_it_is_asked_for(shared: LuksFiles, tmp_path: Path) -> None:
+    """`--keyslot-cipher` and `--keyslot-key-size` are for the keyslots that a further payload gets, too."""
+    done(
+        "create", "--shared-header", shared.header, *CHEAP, "--size", "1M", "--key-file", shared.key_file,
+        "--keyslot-cipher", "aes-cbc-essiv:sha256", "--keyslot-key-size", "256", tmp_path / "other.img",
+    )  # fmt: skip
+    shown = json.loads(done("info", "--json", "--header", shared.header))
+    assert [slot["area"]["encryption"] for slot in shown["keyslots"]].count("aes-cbc-essiv:sha256") == 1
+    with mount(shared, "other") as opened:
+        assert len(opened.image.read_bytes()) == MIB
+
+
 def test_one_passphrase_and_eight_keys(tmp_path: Path) -> None:
     """Eight daemons serve from one header at once; the same plaintext is eight ciphertexts; cryptsetup reads each."""
     shared = make_shared(tmp_path, EIGHT)
