@@ -24,7 +24,8 @@ from lukshdrfs.volume import DirectAccess
 log = logging.getLogger(__name__)
 
 DEVICE = "/dev/fuse"
-STOP_PATIENCE_MS = 30_000
+STOP_PATIENCE_MS = 70_000
+"""Longer than a request that waits for a server that is away: twice, for parts of blocks are read first."""
 _EVENT = struct.Struct("=Qii")
 _TROUBLES = {
     lib.LANE_READING: "payload: reading at byte {offset}: {error}",

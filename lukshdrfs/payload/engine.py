@@ -195,13 +195,14 @@ class Engine:
             if self._ending:
                 return
             ends = [*(end for end in ends if time.monotonic() - end < _MINUTE_S), time.monotonic()]
-            log.error("payload %s: %s ended: %s", self._name, ENGINE, self._failure())
-            if len(ends) > MAX_RESTARTS:
-                return
             with self._lifecycle:
+                if self._ending:
+                    return
+                log.error("payload %s: %s ended: %s", self._name, ENGINE, self._failure())
+                if len(ends) > MAX_RESTARTS:
+                    return
                 try:
-                    if not self._ending:
-                        self._start()
+                    self._start()
                 except (LukshdrfsError, OSError) as error:
                     log.error("payload %s: %s cannot be started again: %s", self._name, ENGINE, error)  # noqa: TRY400
                     return

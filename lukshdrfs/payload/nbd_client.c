@@ -19,6 +19,7 @@
 #define LARGEST_BLOCK ((uint64_t)64 << 10)   /* bytes; a server's minimum block is no larger (ibid.) */
 #define CONNECT_MS 10000                    /* for one attempt */
 #define RETRY_MS 250                        /* between two attempts */
+#define AGAIN_MS 10                         /* after one that was in vain only later */
 
 typedef void (*told_function)(uintptr_t about, int what, const char *words);
 
@@ -50,6 +51,7 @@ struct nbd_client {
     unsigned connection_count;
     unsigned load[MAX_CONNECTIONS]; /* threads on each connection */
     int64_t lost_at;     /* when the session was lost */
+    int64_t next_try;    /* not earlier is it tried to connect */
     int lost;            /* nobody has been told yet */
     int flush_failed;    /* likewise, of a flush that nobody had asked for: its errno */
     int given_up;        /* it has been away for longer than anybody waits */
@@ -62,6 +64,7 @@ struct nbd_client {
     uint64_t block, largest; /* the server's minimum and maximum, bytes */
     int can_flush, can_fua;
 
+    pthread_mutex_t flushing; /* held by who flushes; only `blocks` may be held before */
     pthread_rwlock_t blocks; /* held alone where blocks are written only in part; see below */
     struct unflushed_writes unflushed;
     struct nbd_connection connections[MAX_CONNECTIONS];
@@ -70,6 +73,15 @@ struct nbd_client {
 static void tell(const struct nbd_client *client, int what, const char *words) {
     if (client->config.told)
         ((told_function)client->config.told)(client->config.about, what, words);
+}
+
+static int64_t deadline(const struct nbd_client *client) { return nbd_now_ms() + client->config.patience_ms; }
+
+static int is_ending(struct nbd_client *client) {
+    pthread_mutex_lock(&client->mutex);
+    int ending = client->ending;
+    pthread_mutex_unlock(&client->mutex);
+    return ending;
 }
 
 /* --- a session: all connections to one run of the server --------------------------------------------------------- */
@@ -148,14 +160,16 @@ static int connect_all(struct nbd_client *client, int first, int64_t until, int 
 
 /* Writes again what may have been forgotten, in the order in which it was acknowledged. By the thread that has connected,
  * before anybody else uses the session. Returns 0 or -1. */
-static int write_again(struct nbd_client *client, int64_t until) {
+static int write_again(struct nbd_client *client) {
     size_t total = 0;
     int refused = 0;
     struct unflushed_write *write;
     uint64_t position = client->unflushed.start;
     while ((write = unflushed_writes_next(&client->unflushed, &position))) {
-        struct nbd_command command = {
-            .kind = NBD_WRITE, .data = write->data, .size = write->size, .offset = write->offset, .until = until};
+        struct nbd_command command = {.kind = NBD_WRITE, .data = write->data, .size = write->size,
+                                      .offset = write->offset, .until = deadline(client)};
+        if (is_ending(client))
+            return -1;
         int error = nbd_connection_run(&client->connections[0], &command);
         if (error < 0)
             return -1;
@@ -201,7 +215,7 @@ static struct nbd_connection *enter(struct nbd_client *client, size_t size, int6
     /* nobody waits for a server that others have waited for in vain */
     while (client->session != UP && !client->given_up && nbd_now_ms() < until)
         wait_for_change(client, until);
-    if (client->session == UP)
+    if (client->session == UP && nbd_now_ms() < until) /* what is late already would only break the session */
         chosen = choose(client, size);
     pthread_mutex_unlock(&client->mutex);
     return chosen;
@@ -214,10 +228,10 @@ static void leave(struct nbd_client *client, struct nbd_connection *connection, 
     if (broken && client->session == UP) {
         client->session = FAILING;
         client->lost_at = nbd_now_ms();
-        for (unsigned i = 0; i < client->connection_count; i++)
-            nbd_connection_break(&client->connections[i]);
         client->lost = 1;
     }
+    for (unsigned i = 0; broken && client->session == FAILING && i < client->connection_count; i++)
+        nbd_connection_break(&client->connections[i]);
     if (client->session == FAILING && client->users == 0)
         pthread_cond_broadcast(&client->changed);
     pthread_mutex_unlock(&client->mutex);
@@ -254,32 +268,42 @@ static int carry_out(struct nbd_client *client, struct errand *errand, int64_t u
     return EIO;
 }
 
-static int64_t deadline(const struct nbd_client *client) { return nbd_now_ms() + client->config.patience_ms; }
+/* One flush at a time: a server tells of what it could not write once, and whoever asks meanwhile must hear of it, too. */
+static int flush(struct nbd_client *client, int64_t until) {
+    struct errand errand = {.command = {.kind = NBD_FLUSH}, .mark = unflushed_writes_mark(&client->unflushed)};
+    return client->can_flush ? carry_out(client, &errand, until) : 0;
+}
 
 int nbd_client_flush(struct nbd_client *client) {
-    struct errand errand = {.command = {.kind = NBD_FLUSH}, .mark = unflushed_writes_mark(&client->unflushed)};
-    int error = client->can_flush ? carry_out(client, &errand, deadline(client)) : 0;
+    int64_t until = deadline(client);
+    pthread_mutex_lock(&client->flushing);
+    int error = flush(client, until);
     pthread_mutex_lock(&client->mutex);
     if (!error)
         error = client->failed;
     client->failed = 0;
     pthread_mutex_unlock(&client->mutex);
+    pthread_mutex_unlock(&client->flushing);
     return error;
 }
 
 /* Makes room for a write among those that are kept, by a flush if need be. Returns 0 or an errno. */
-static int reserve(struct nbd_client *client, size_t size) {
-    while (!unflushed_writes_reserve(&client->unflushed, size)) {
-        int error = nbd_client_flush(client);
+static int reserve(struct nbd_client *client, size_t size, int64_t until) {
+    if (unflushed_writes_reserve(&client->unflushed, size))
+        return 0;
+    int error = 0;
+    pthread_mutex_lock(&client->flushing);
+    while (!error && !unflushed_writes_reserve(&client->unflushed, size)) { /* another one may have made some */
+        error = flush(client, until);
         if (error) { /* whoever asks for a flush next has not been told */
             pthread_mutex_lock(&client->mutex);
             client->failed = client->flush_failed = error;
             pthread_cond_broadcast(&client->changed);
             pthread_mutex_unlock(&client->mutex);
-            return error;
         }
     }
-    return 0;
+    pthread_mutex_unlock(&client->flushing);
+    return error;
 }
 
 /* A range in commands that the server takes. Bounds are multiples of its blocks. A write that only its flush puts on the
@@ -295,7 +319,7 @@ static int in_commands(struct nbd_client *client, struct nbd_command rest, int k
         size_t size = rest.size < largest ? rest.size : largest;
         errand.command.size = size;
         if (keep)
-            error = reserve(client, size);
+            error = reserve(client, size, until);
         if (!error) {
             error = carry_out(client, &errand, until);
             if (error && keep)
@@ -338,13 +362,22 @@ static int is_whole(const struct nbd_client *client, size_t size, uint64_t offse
 
 static struct around blocks_around(const struct nbd_client *client, size_t size, uint64_t offset) {
     uint64_t start = offset - offset % client->block, end = offset + size + client->block - 1;
+    uint64_t last = atomic_load(&client->size);
     end -= end % client->block;
-    if (end > atomic_load(&client->size)) /* it need not end with a whole block */
-        end = atomic_load(&client->size);
+    if (end > last) /* it need not end with a whole block */
+        end = last > offset + size ? last : offset + size; /* nor may it have shrunk below what is asked for: see is_there */
     return (struct around){.offset = start, .size = (size_t)(end - start), .skip = (size_t)(offset - start)};
 }
 
+/* A server may have said meanwhile that there is less. */
+static int is_there(const struct nbd_client *client, size_t size, uint64_t offset) {
+    uint64_t end = atomic_load(&client->size);
+    return offset <= end && size <= end - offset;
+}
+
 int nbd_client_read(struct nbd_client *client, uint8_t *data, size_t size, uint64_t offset) {
+    if (!is_there(client, size, offset))
+        return EIO;
     if (is_whole(client, size, offset))
         return read_blocks(client, data, size, offset);
     struct around around = blocks_around(client, size, offset);
@@ -373,6 +406,8 @@ static int write_partly(struct nbd_client *client, const uint8_t *data, size_t s
 }
 
 int nbd_client_write(struct nbd_client *client, const uint8_t *data, size_t size, uint64_t offset) {
+    if (!is_there(client, size, offset))
+        return EIO;
     /* two sectors of one block have two writers: one of them would put back what the other one has written */
     int whole = is_whole(client, size, offset);
     if (whole)
@@ -415,7 +450,7 @@ static void errand_answered(struct nbd_command *command, int error) {
 int nbd_client_start(struct nbd_client *client, int writing, uint8_t *data, size_t size, uint64_t offset,
                      nbd_client_finished finished, void *argument) {
     int keep = writing && client->can_flush;
-    if (!is_whole(client, size, offset) || size > client->largest || (writing && client->config.write_through) ||
+    if (!is_whole(client, size, offset) || !is_there(client, size, offset) || size > client->largest || (writing && client->config.write_through) ||
         (writing && client->block > 1)) /* the lock that keeps parts of blocks apart belongs to a thread */
         return 0;
     struct errand *errand = malloc(sizeof *errand);
@@ -480,7 +515,7 @@ static void reconnect(struct nbd_client *client) {
     int64_t now = nbd_now_ms(), latest = client->lost_at + client->config.patience_ms; /* as long as others wait */
     int64_t until = !client->given_up && latest < now + CONNECT_MS ? latest : now + CONNECT_MS;
     int trouble = 0, done = connect_all(client, 0, until > now ? until : now + RETRY_MS, &trouble, words, sizeof words) == 0;
-    if (done && write_again(client, nbd_now_ms() + client->config.patience_ms) < 0) {
+    if (done && write_again(client) < 0) {
         close_all(client);
         done = 0;
     }
@@ -490,6 +525,7 @@ static void reconnect(struct nbd_client *client) {
     pthread_mutex_lock(&client->mutex);
     client->given_up = done ? 0 : client->given_up || give_up;
     client->session = done ? UP : DOWN;
+    client->next_try = nbd_now_ms() + (done ? AGAIN_MS : RETRY_MS);
     pthread_cond_broadcast(&client->changed);
 }
 
@@ -523,9 +559,10 @@ static void *keep(void *argument) {
         if (client->session == DOWN && client->cut_off)
             see_to_cut_off(client); /* those whose time is over do not wait for the connection */
         if (client->session == DOWN) {
-            reconnect(client);
+            if (nbd_now_ms() >= client->next_try)
+                reconnect(client);
             if (client->session == DOWN)
-                next = nbd_now_ms() + RETRY_MS;
+                next = client->next_try;
         }
         if (client->cut_off)
             see_to_cut_off(client);
@@ -551,6 +588,7 @@ static void release(struct nbd_client *client) {
         if (client->connections[i].library)
             nbd_connection_destroy(&client->connections[i]);
     unflushed_writes_destroy(&client->unflushed);
+    pthread_mutex_destroy(&client->flushing);
     pthread_rwlock_destroy(&client->blocks);
     pthread_cond_destroy(&client->changed);
     pthread_mutex_destroy(&client->mutex);
@@ -570,6 +608,7 @@ struct nbd_client *nbd_client_open(const struct nbd_client_config *config, int *
     pthread_mutex_init(&client->mutex, NULL);
     pthread_cond_init(&client->changed, NULL);
     pthread_rwlock_init(&client->blocks, NULL);
+    pthread_mutex_init(&client->flushing, NULL);
     int complete = unflushed_writes_init(&client->unflushed, config->kept_size) == 0 && client->uri != NULL;
     for (unsigned i = 0; i < MAX_CONNECTIONS && complete; i++)
         complete = nbd_connection_init(&client->connections[i], library) == 0;
@@ -600,11 +639,16 @@ int nbd_client_refresh(struct nbd_client *client) {
     if (size < 0)
         return EIO;
     if ((uint64_t)size > atomic_load(&client->size)) {
-        /* a connection keeps the size that it began with, so that is the end of those */
-        struct nbd_connection *any = enter(client, 0, deadline(client));
-        if (!any)
-            return EIO;
-        leave(client, any, 1);
+        /* A connection keeps the size that it began with, so that is the end of those: when everybody who uses one has
+         * his answer, for nothing is wrong with them. */
+        pthread_mutex_lock(&client->mutex);
+        if (client->session == UP) {
+            client->session = FAILING;
+            client->lost_at = nbd_now_ms();
+            client->lost = 1;
+            pthread_cond_broadcast(&client->changed);
+        }
+        pthread_mutex_unlock(&client->mutex);
     }
     atomic_store(&client->size, (uint64_t)size);
     return 0;

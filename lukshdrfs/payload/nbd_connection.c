@@ -10,10 +10,12 @@
 #include <signal.h>
 #include <stdio.h>
 #include <sys/eventfd.h>
+#include <sys/socket.h>
 #include <time.h>
 #include <unistd.h>
 
 #define LOOK_MS 1000 /* how often the attendant looks at the clock while commands are under way */
+#define FAREWELL_MS 1000
 #define STACK_SIZE ((size_t)1 << 20)
 
 int64_t nbd_now_ms(void) {
@@ -162,6 +164,8 @@ static void *run_attendant(void *argument) {
         if (events && !connection->broken)
             attend_commands(connection, events);
         connection->asleep = !connection->commands && !events;
+        /* under TLS, libnbd may have found out while somebody sent */
+        connection->broken |= connection->by_libnbd && is_over(connection);
         tell(connection, take_finished(connection));
         if (connection->closing && !connection->commands) {
             connection->attended = connection->closing = 0;
@@ -222,9 +226,24 @@ static const char *connect_handle(struct nbd_connection *connection, const char 
     return NULL;
 }
 
+/* Says that there will be no more commands, and waits a while until the server has no more of them either: what it carries
+ * out of an old connection later could come after what a new one brings. */
+static void take_leave(struct nbd_connection *connection) {
+    int socket = connection->transmission.socket;
+    char ignored[4096];
+    nbd_transmission_end(&connection->transmission);
+    if (shutdown(socket, SHUT_WR) < 0)
+        return; /* the server is gone */
+    for (int64_t until = nbd_now_ms() + FAREWELL_MS; nbd_now_ms() < until;) {
+        struct pollfd there = {.fd = socket, .events = POLLIN};
+        if (poll(&there, 1, (int)(until - nbd_now_ms())) <= 0 || recv(socket, ignored, sizeof ignored, MSG_DONTWAIT) <= 0)
+            return;
+    }
+}
+
 static void close_handle(struct nbd_connection *connection) {
-    if (connection->handle && !connection->by_libnbd)
-        nbd_transmission_end(&connection->transmission);
+    if (connection->handle && !connection->by_libnbd && connection->transmission.socket >= 0)
+        take_leave(connection);
     if (connection->handle)
         connection->library->close(connection->handle);
     connection->handle = NULL;
@@ -297,9 +316,8 @@ static int send_by_libnbd(struct nbd_connection *connection, struct nbd_command 
     if (cookie < 0) {
         command->answered = 1;
         command->result = library->get_errno();
-        return is_over(connection) ? -1 : 0;
     }
-    return 0;
+    return is_over(connection) ? -1 : 0;
 }
 
 /* Under the mutex. */

@@ -75,6 +75,7 @@ class NbdServer:
             self._shake_hands(connection)
             while self._answer(connection):
                 pass
+            connection.shutdown(socket.SHUT_RDWR)
 
     def _shake_hands(self, connection: socket.socket) -> None:
         connection.sendall(b"NBDMAGIC" + struct.pack(">QH", OPTION_MAGIC, 3))
