@@ -7,6 +7,7 @@ import dataclasses
 import itertools
 import os
 import shutil
+import signal
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
@@ -22,6 +23,10 @@ from support.waiting import wait_until
 
 # the Pythons that tests start must take the installed package, not the sources that the tests run beside
 os.environ["PYTHONSAFEPATH"] = "1"
+
+# Whoever runs the tests in the background may ignore the terminal's interrupt, and so would every program they start.
+if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 # a deadline measures the machine, not the code
 hypothesis.settings.register_profile("lukshdrfs", deadline=None)
