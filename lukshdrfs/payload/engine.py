@@ -36,6 +36,7 @@ log = logging.getLogger(__name__)
 ENGINE = "qemu-storage-daemon"
 START_PATIENCE_S = 30.0
 STOP_PATIENCE_S = 40.0
+AGAIN_PATIENCE_S = 10.0
 MAX_RESTARTS = 5
 """An engine that dies more often in a minute is left dead."""
 
@@ -192,20 +193,31 @@ class Engine:
         ends: list[float] = []
         while True:
             self._process.wait()
-            if self._ending:
-                return
             ends = [*(end for end in ends if time.monotonic() - end < _MINUTE_S), time.monotonic()]
             with self._lifecycle:
                 if self._ending:
                     return
                 log.error("payload %s: %s ended: %s", self._name, ENGINE, self._failure())
-                if len(ends) > MAX_RESTARTS:
-                    return
+            if len(ends) > MAX_RESTARTS or not self._start_again():
+                return
+
+    def _start_again(self) -> bool:
+        """Try for a while: what the kernel still does for a process that has ended may keep the image locked."""
+        deadline = time.monotonic() + AGAIN_PATIENCE_S
+        while True:
+            with self._lifecycle:
+                if self._ending:
+                    return False
                 try:
                     self._start()
                 except (LukshdrfsError, OSError) as error:
-                    log.error("payload %s: %s cannot be started again: %s", self._name, ENGINE, error)  # noqa: TRY400
-                    return
+                    failure = error
+                else:
+                    return True
+            if time.monotonic() > deadline:
+                log.error("payload %s: %s cannot be started again: %s", self._name, ENGINE, failure)
+                return False
+            time.sleep(0.1)
 
     @property
     def alive(self) -> bool:
