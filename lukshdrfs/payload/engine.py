@@ -12,8 +12,6 @@ time, and each takes longer (benchmarks/README.md has both).
 from __future__ import annotations
 
 import contextlib
-import ctypes
-import functools
 import json
 import logging
 import os
@@ -42,8 +40,6 @@ MAX_RESTARTS = 5
 
 _MINUTE_S = 60.0
 _SAID_SIZE = 1 << 16
-_PR_SET_PDEATHSIG = 1  # linux/prctl.h
-_libc = ctypes.CDLL(None)
 
 
 def create_image(name: str, image_format: str, size: int) -> None:
@@ -110,7 +106,7 @@ class Engine:
         Raises DeviceError with the engine's own words if it cannot open the image, InUse if somebody else has it.
         """
         self._name = name
-        program = engine_program()
+        program, self._setpriv = engine_program(), _program("setpriv", "util-linux")
         alone = _is_strangers(name)
         if alone:
             _check_names_no_other(name, image_format)
@@ -152,14 +148,14 @@ class Engine:
         os.lseek(self._said, 0, os.SEEK_SET)
         self._socket.unlink(missing_ok=True)
         self._process = subprocess.Popen(
-            [self._fixed[0], "--blockdev", node, *self._fixed[1:]],
+            # it ends with us, however that comes; not by Python in the child, for other threads may hold its locks
+            [self._setpriv, "--pdeathsig", "TERM", self._fixed[0], "--blockdev", node, *self._fixed[1:]],
             stdin=subprocess.DEVNULL,
             stdout=subprocess.DEVNULL,
             stderr=self._said,
             cwd="/",
             env=for_children(),
             start_new_session=True,
-            preexec_fn=functools.partial(_end_with_parent, os.getpid()),  # noqa: PLW1509 - it calls prctl alone
         )
         deadline = time.monotonic() + START_PATIENCE_S
         while not self._answers():
@@ -252,13 +248,6 @@ def _node(name: str, image_format: str, *, read_only: bool, aio: str, alone: boo
     protocol = {"driver": driver, "filename": path, "read-only": read_only, "aio": aio}
     node = {"driver": image_format, "node-name": "payload", "read-only": read_only, "file": protocol}
     return {**node, "backing": None} if alone else node
-
-
-def _end_with_parent(parent: int) -> None:
-    """Have the engine end when we do, however that comes: it flushes and unmounts then."""
-    _libc.prctl(_PR_SET_PDEATHSIG, signal.SIGTERM, 0, 0, 0)
-    if os.getppid() != parent:
-        os._exit(1)  # it ended before we could ask to be told
 
 
 def _new_folder() -> Path:
