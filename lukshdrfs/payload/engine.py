@@ -44,13 +44,14 @@ _SAID_SIZE = 1 << 16
 
 def create_image(name: str, image_format: str, size: int) -> None:
     """Make an image of `size` bytes with nothing in it. Raises DeviceError with qemu-img's own words."""
-    path = os.path.abspath(name)  # noqa: PTH100 - as it is, `a:b` would be a protocol to qemu-img
-    command = [_program("qemu-img", "qemu-utils"), "create", "-q", "-f", image_format, "--", path, str(size)]
-    _run_qemu_img(name, command)
+    _run_qemu_img(name, ["create", "-q", "-f", image_format], str(size))
     Path(name).chmod(0o600)
 
 
-def _run_qemu_img(name: str, command: list[str]) -> str:
+def _run_qemu_img(name: str, words: list[str], *after: str) -> str:
+    """Return what qemu-img says of an image; `after` goes after its name. Raises DeviceError with its own words."""
+    path = os.path.abspath(name)  # noqa: PTH100 - as it is, `a:b` would be a protocol to qemu-img
+    command = [_program("qemu-img", "qemu-utils"), *words, "--", path, *after]
     done = subprocess.run(command, capture_output=True, text=True, check=False, env=for_children())
     if done.returncode != 0:
         said = done.stderr.strip().splitlines()
@@ -72,20 +73,13 @@ def _check_names_no_other(name: str, image_format: str) -> None:
 
     Who made the image knows the volume's key, and can tell from the plaintext what was in the file.
     """
-    path = os.path.abspath(name)  # noqa: PTH100 - as it is, `a:b` would be a protocol to qemu-img
-    command = [_program("qemu-img", "qemu-utils"), "info", "-U", "--output=json", "-f", image_format, "--", path]
-    found = json.loads(_run_qemu_img(name, command))
+    found = json.loads(_run_qemu_img(name, ["info", "-U", "--output=json", "-f", image_format]))
     other = found.get("backing-filename") or found.get("format-specific", {}).get("data", {}).get("data-file")
     if other:
         raise DeviceError(
             f"payload {name} belongs to another user and names {other!r} as a part of it, which is not opened as root; "
             "mount it as that user, or make it root's"
         )
-
-
-def engine_program() -> str:
-    """Return the engine's path. Raises DeviceError if it is not installed."""
-    return _program(ENGINE, "qemu-system-common")
 
 
 def _program(name: str, package: str) -> str:
@@ -106,7 +100,7 @@ class Engine:
         Raises DeviceError with the engine's own words if it cannot open the image, InUse if somebody else has it.
         """
         self._name = name
-        program, self._setpriv = engine_program(), _program("setpriv", "util-linux")
+        program, self._setpriv = _program(ENGINE, "qemu-system-common"), _program("setpriv", "util-linux")
         alone = _is_strangers(name)
         if alone:
             _check_names_no_other(name, image_format)
@@ -214,11 +208,6 @@ class Engine:
                 log.error("payload %s: %s cannot be started again: %s", self._name, ENGINE, failure)
                 return False
             time.sleep(0.1)
-
-    @property
-    def alive(self) -> bool:
-        """Whether the engine runs."""
-        return self._process.poll() is None
 
     def close(self) -> None:
         """End the engine, which flushes first, and remove its folder. May be called again."""
