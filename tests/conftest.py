@@ -28,6 +28,9 @@ os.environ["PYTHONSAFEPATH"] = "1"
 if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
+# Other users have a part in some tests; where this user's files are for itself alone, they would see too little.
+os.umask(0o022)
+
 # a deadline measures the machine, not the code
 hypothesis.settings.register_profile("lukshdrfs", deadline=None)
 hypothesis.settings.load_profile("lukshdrfs")
@@ -128,6 +131,20 @@ def _nothing_outlives_the_test(tmp_path_factory: pytest.TempPathFactory) -> Iter
     before = Leftovers.below(folder)
     yield
     _fail_on_leftovers(folder, before)
+
+
+def _manners() -> tuple[int, object]:
+    umask = os.umask(0)
+    os.umask(umask)
+    return umask, signal.getsignal(signal.SIGTERM)
+
+
+@pytest.fixture(autouse=True)
+def _process_stays_as_it_is() -> Iterator[None]:
+    """Fail a test that changes what later tests, and the programs they start, inherit from this process."""
+    before = _manners()
+    yield
+    assert _manners() == before
 
 
 @pytest.fixture(scope="session")

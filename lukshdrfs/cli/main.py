@@ -95,9 +95,13 @@ def main(words: list[str] | None = None) -> int:
     signal.signal(signal.SIGTERM, _interrupt)
     if signal.getsignal(signal.SIGHUP) is signal.SIG_DFL:  # not under nohup
         signal.signal(signal.SIGHUP, _interrupt)
+    return run(sys.argv[1:] if words is None else words)
+
+
+def run(words: list[str]) -> int:
+    """Run a command in this process as it is; return its exit status. `words` are as for `main`."""
     logs.to_terminal(0)
-    given = sys.argv[1:] if words is None else words
-    return exit_status(lambda: _run(_expand_short_form(given)))
+    return exit_status(lambda: _run(_expand_short_form(words)))
 
 
 def _interrupt(_number: int, _frame: object) -> NoReturn:

@@ -7,7 +7,7 @@ import json
 import pytest
 
 from lukshdrfs.cli import benchmark
-from lukshdrfs.cli.main import main
+from lukshdrfs.cli.main import run
 
 
 @pytest.fixture(autouse=True)
@@ -19,7 +19,7 @@ def _short(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def document(capsys: pytest.CaptureFixture[str], *words: str) -> dict[str, list[dict[str, object]]]:
     """Return what the command says as JSON."""
-    assert main(["benchmark", "--json", *words]) == 0
+    assert run(["benchmark", "--json", *words]) == 0
     found = json.loads(capsys.readouterr().out)
     assert isinstance(found, dict)
     return found
@@ -72,7 +72,7 @@ def test_one_thing_is_measured(
 
 def test_text_has_a_line_for_each(capsys: pytest.CaptureFixture[str]) -> None:
     """For people, each figure is a line with its unit."""
-    assert main(["benchmark", "-c", "aes-xts-plain64", "--hash", "sha256"]) == 0
+    assert run(["benchmark", "-c", "aes-xts-plain64", "--hash", "sha256"]) == 0
     lines = capsys.readouterr().out.splitlines()
 
     assert [line.split()[0] for line in lines] == ["#", "pbkdf2-sha256", "aes-xts-plain64", "aes-xts-plain64"]
@@ -93,5 +93,5 @@ def test_text_has_a_line_for_each(capsys: pytest.CaptureFixture[str]) -> None:
 )
 def test_what_cannot_be_measured_is_refused(words: list[str], status: int, capsys: pytest.CaptureFixture[str]) -> None:
     """What is not implemented is named in one line."""
-    assert main(["benchmark", *words]) == status
+    assert run(["benchmark", *words]) == status
     assert len(capsys.readouterr().err.splitlines()) == 1
