@@ -3,11 +3,11 @@ Feeds parsers with what a coverage-guided fuzzer makes up: only results and the 
 
     fuzz.py TARGET -runs=10000000 [OPTIONS OF LIBFUZZER]
 
-TARGET: `luks1` (a LUKS1 header's 592 bytes), `luks2` (a LUKS2 header's JSON area, with right checksums), `binary` (a
-LUKS2 header's first 512 bytes, with right checksums), `shared` (the tokens of a header for several payloads), `json`
-(the JSON reader alone), `options` (mount's -o). Takes `pip install
-atheris`. Bounds are libFuzzer's: -timeout=2
--rss_limit_mb=400. NBD answers are `tests/native/nbd_answers.c`.
+TARGET: `luks1` (a LUKS1 header's 592 bytes), `luks2` (a LUKS2 header's JSON area, with right checksums), `binary` (the
+first 512 bytes of both copies of a LUKS2 header, with right checksums), `shared` (the tokens of a header for several
+payloads), `json` (the JSON reader alone), `options` (mount's -o), `area` (keyslots, and what is in their areas).
+Takes `pip install atheris`. Bounds are libFuzzer's: -timeout=2 -rss_limit_mb=400. NBD answers are
+`tests/native/nbd_answers.c`.
 """
 
 from __future__ import annotations
@@ -21,14 +21,19 @@ from collections.abc import Callable
 from pathlib import Path
 
 import atheris
+from cryptography.hazmat.primitives.hashes import Hash
 
 with atheris.instrument_imports(include=["lukshdrfs.luks", "lukshdrfs.cli.mount_options"]):
     from lukshdrfs.cli.mount_options import apply_options, split_options
     from lukshdrfs.errors import LukshdrfsError, UsageError
     from lukshdrfs.luks import header_extent, parse_header
-    from lukshdrfs.luks.luks2_binary import with_new_checksum
+    from lukshdrfs.luks.hashes import find_hash
+    from lukshdrfs.luks.kdf import KdfLimits
+    from lukshdrfs.luks.luks2_binary import BINARY, CHECKSUM_OFFSET
     from lukshdrfs.luks.shared import header_for, shared_payloads
     from lukshdrfs.luks.strict_json import load
+    from lukshdrfs.luks.unlock import unlock
+    from lukshdrfs.secret import SecretBytes
 
 DATA = Path(__file__).parents[1] / "data"
 sys.path.insert(0, str(Path(__file__).parents[1]))
@@ -45,6 +50,8 @@ LUKS2 = _unpacked("luks2-pbkdf2-5000")
 JSON_START, COPY = 4096, int.from_bytes(LUKS2[8:16], "big")
 SIZE = 1 << 34
 """Bytes of the file that a header pretends to be in: large enough for whatever it says."""
+LIMITS = KdfLimits(memory_kib=1024, work_kib=2048, iterations=5000, lanes=2)
+"""What a keyslot may ask for: the KDF's own time is not what is bounded here."""
 
 
 def luks1(data: bytes) -> None:
@@ -62,12 +69,24 @@ def luks2(data: bytes) -> None:
 
 
 def binary(data: bytes) -> None:
-    """Parse a LUKS2 binary header."""
-    head = data[:512].ljust(512, b"\0")
-    header = with_new_checksum(head + LUKS2[512:COPY], 0)
-    if header is not None:
-        header_extent(header[:COPY] + LUKS2[COPY : 2 * COPY])
-        parse_header(header[:COPY] + LUKS2[COPY : 2 * COPY], SIZE)
+    """Parse both binary headers of a LUKS2 header, and choose between the copies."""
+    heads = data[:1024].ljust(1024, b"\0")
+    header = bytearray(heads[:512] + LUKS2[512:COPY] + heads[512:] + LUKS2[COPY + 512 : 2 * COPY])
+    for offset in (COPY, 0):  # the first copy may say that it reaches into the second
+        _seal(header, offset)
+    header_extent(bytes(header))
+    parse_header(bytes(header), SIZE)
+
+
+def _seal(header: bytearray, offset: int) -> None:
+    """Put the checksum of a copy right, whatever else its binary header says, as far as it has one."""
+    fields = BINARY.unpack_from(header, offset)
+    with contextlib.suppress(LukshdrfsError):
+        digest = Hash(find_hash(fields[5].partition(b"\0")[0].decode("utf-8", "surrogateescape")).algorithm)
+        at = offset + CHECKSUM_OFFSET
+        header[at : at + 64] = bytes(64)
+        digest.update(bytes(header[offset : offset + min(fields[2], len(header))]))
+        header[at : at + 64] = digest.finalize().ljust(64, b"\0")
 
 
 def shared(data: bytes) -> None:
@@ -77,6 +96,19 @@ def shared(data: bytes) -> None:
     header = parse_header(with_json_area(LUKS2[: 2 * COPY], json.dumps(whole).encode()[: COPY - JSON_START]), SIZE)
     for payload in shared_payloads(header):
         header_for(header, payload)
+
+
+def area(data: bytes) -> None:
+    """Unlock with keyslots as they come, and an area filled with what comes."""
+    text, _, content = data.partition(b"\0")
+    keyslots = load(b'{"keyslots":' + text + b"}\0")["keyslots"]
+    whole = {**metadata(LUKS2), "keyslots": keyslots}
+    header = bytearray(with_json_area(LUKS2, json.dumps(whole).encode()[: COPY - JSON_START]))
+    header[2 * COPY : 2 * COPY + len(content)] = content
+    parsed = parse_header(bytes(header), SIZE)
+    for digest in parsed.digests:
+        with SecretBytes.copy_of(b"x") as passphrase:
+            unlock(parsed, digest, passphrase, limits=LIMITS)
 
 
 def read_json(data: bytes) -> None:
@@ -96,13 +128,17 @@ SHARED = (
     b'"1":{"type":"lukshdrfs-payload","keyslots":[],"name":"c","uuid":"d","digest":"0","segment":{"type":"crypt",'
     b'"offset":"0","size":"dynamic","iv_tweak":"0","encryption":"aes-xts-plain64","sector_size":512}}}'
 )
+KEYSLOTS = json.dumps({
+    number: {**slot, "kdf": {**slot["kdf"], "iterations": 1000}} for number, slot in metadata(LUKS2)["keyslots"].items()
+}).encode()  # fmt: skip
 TARGETS: dict[str, tuple[Callable[[bytes], None], type[Exception], list[bytes]]] = {
     "luks1": (luks1, LukshdrfsError, [LUKS1[:592]]),
     "luks2": (luks2, LukshdrfsError, [
         LUKS2[JSON_START:COPY].rstrip(b"\0"),
         *(json.dumps(metadata(_unpacked(name))).encode() for name in ("luks2-tokens", "luks2-reencrypt-half")),
     ]),
-    "binary": (binary, LukshdrfsError, [LUKS2[:512]]),
+    "binary": (binary, LukshdrfsError, [LUKS2[:512] + LUKS2[COPY : COPY + 512]]),
+    "area": (area, LukshdrfsError, [KEYSLOTS]),
     "shared": (shared, LukshdrfsError, [SHARED]),
     "json": (read_json, LukshdrfsError, [LUKS2[JSON_START:COPY].rstrip(b"\0"), b'{"a":[1,-2.5e3,"\\u0041",null]}']),
     "options": (options, UsageError, [b"ro,header=/a\\,b,keyfile=/k,offset=1M,umask=077,x-systemd.automount,uid=1000"]),
