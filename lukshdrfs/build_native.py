@@ -63,7 +63,8 @@ sector_cipher = _module(
 sector_locks = _module("volume", "sector_locks")
 block_scan = _module("payload", "block_scan", optimise="-O3")  # half as fast again as with -O2
 nbd_client = _module(
-    "payload", "nbd_client", "nbd_client", "nbd_connection", "nbd_transmission", "nbd_library", "unflushed_writes",
+    "payload", "nbd_client", "nbd_client", "nbd_session", "nbd_connection", "nbd_transmission", "nbd_library",
+    "unflushed_writes",
     python='extern "Python" void nbd_client_told(uintptr_t, int, char *);', libraries=["dl", "pthread"],
 )  # fmt: skip
 # it calls the cipher, the locks and the payload by the addresses that Python gives it

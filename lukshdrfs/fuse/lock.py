@@ -25,7 +25,12 @@ log = logging.getLogger(__name__)
 
 LOCK_SIGNAL = signal.SIGUSR1
 PATIENCE_S = 5.0
-"""How long requests that were begun may take. After that, the process ends at once, and its memory with it."""
+"""
+How long requests that were begun may take. After that, those that wait for a server that is away fail; where even
+that is of no use, the process ends at once, and its memory with it.
+"""
+FLUSH_PATIENCE_S = 3.0
+"""How long the mount stays for its payload to be flushed. After that, only the daemon does."""
 _LOOKS_PER_TIMEOUT = 20
 
 
@@ -43,18 +48,32 @@ async def lock_when_due(
     log.warning("locking: %s", reason)
     drained = await file_system.lock(PATIENCE_S)
     if not drained:
+        volume.interrupt()
+        drained = await file_system.lock(PATIENCE_S)
+    if not drained:
         log.error("requests hang at the payload; the daemon ends at once")
         _take_away(mounted)
         os._exit(1)
     volume.wipe_keys()
     log.info("the key is wiped")
+    flushed = trio.Event()
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(_flush, volume, flushed)
+        with trio.move_on_after(FLUSH_PATIENCE_S):
+            await flushed.wait()
+        if not flushed.is_set():
+            log.warning("the mount goes; its daemon stays until the payload has what was acknowledged")
+        await trio.to_thread.run_sync(_take_away, mounted)
+    volume.close()
+
+
+async def _flush(volume: Volume, flushed: trio.Event) -> None:
     try:
         if not volume.read_only:
             await trio.to_thread.run_sync(volume.flush)
     except LukshdrfsError as error:
         log.error("%s", error)  # noqa: TRY400 - an error of the storage, not of the program
-    volume.close()
-    await trio.to_thread.run_sync(_take_away, mounted)
+    flushed.set()
 
 
 def _take_away(mounted: Mount | None) -> None:

@@ -61,6 +61,9 @@ class Payload(Protocol):
     def flush(self) -> None:
         """Return when everything written is on the storage itself."""
 
+    def interrupt(self) -> None:
+        """Have what waits for a storage that is away fail with EIO at once, where that can be done."""
+
     def resize(self, size: int) -> None:
         """Make it `size` bytes long, new ones being zero. Raises PayloadError, with EPERM where that cannot be."""
 

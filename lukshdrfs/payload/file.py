@@ -134,6 +134,9 @@ class FilePayload:
         except OSError as error:
             raise self._failure("flushing", 0, error) from None
 
+    def interrupt(self) -> None:
+        """See Payload. The kernel has it, and lets nobody go."""
+
     def resize(self, size: int) -> None:
         """See Payload. Only a regular file can be resized."""
         if self._read_only:

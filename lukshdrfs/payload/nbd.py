@@ -156,6 +156,10 @@ class NbdPayload:
         if not self._read_only:
             self._check(lib.nbd_client_flush(self._opened()), "flushing", 0)
 
+    def interrupt(self) -> None:
+        """See Payload. What was acknowledged is still kept."""
+        lib.nbd_client_interrupt(self._opened())
+
     def resize(self, size: int) -> None:
         """See Payload. NBD has no command for it."""
         raise PayloadError(f"payload {self._name} cannot be made {size} bytes long over NBD", errno.EPERM)

@@ -5,30 +5,16 @@
 #include <errno.h>
 #include <pthread.h>
 #include <stdatomic.h>
-#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 
-#include "nbd_connection.h"
-#include "unflushed_writes.h"
-
-#define MAX_CONNECTIONS 16
-#define SMALL ((size_t)1 << 14) /* bytes */
-#define CROWD 16                /* commands that servers work at at once, on one connection (qemu-nbd, nbdkit) */
-#define LARGEST_COMMAND ((uint64_t)32 << 20) /* bytes of data; servers need not take more (proto.md, "Block size constraints") */
-#define LARGEST_BLOCK ((uint64_t)64 << 10)   /* bytes; a server's minimum block is no larger (ibid.) */
-#define CONNECT_MS 10000                    /* for one attempt */
-#define RETRY_MS 250                        /* between two attempts */
-#define AGAIN_MS 10                         /* after one that was in vain only later */
-
-typedef void (*told_function)(uintptr_t about, int what, const char *words);
-
-enum session { UP, FAILING, DOWN };
+#include "nbd_session.h"
 
 /* A command, and what becomes of it where it succeeds: a write is kept until it is flushed, a flush has those up to its
  * mark forgotten. */
 struct errand {
-    struct nbd_command command;
+    struct nbd_command command; /* first: the command is the errand */
+    struct nbd_patience patience;
     int keep;
     uint64_t mark;
     /* of those that nobody waits for: */
@@ -39,203 +25,30 @@ struct errand {
     void *argument;
 };
 
-struct nbd_client {
-    struct nbd_client_config config;
-    char *uri;
-    const struct nbd_library *library;
-
-    pthread_mutex_t mutex; /* for all that follows, up to the connections themselves */
-    pthread_cond_t changed;
-    enum session session;
-    unsigned users;      /* threads that use its connections */
-    unsigned connection_count;
-    unsigned load[MAX_CONNECTIONS]; /* threads on each connection */
-    int64_t lost_at;     /* when the session was lost */
-    int64_t next_try;    /* not earlier is it tried to connect */
-    int lost;            /* nobody has been told yet */
-    int flush_failed;    /* likewise, of a flush that nobody had asked for: its errno */
-    int given_up;        /* it has been away for longer than anybody waits */
-    struct errand *cut_off; /* to be done again, by the keeper */
-    int ending;
-    pthread_t keeper;
-    int has_keeper;
-    int failed;          /* the errno of a flush that nobody has heard of yet */
-    _Atomic uint64_t size;
-    uint64_t block, largest; /* the server's minimum and maximum, bytes */
-    int can_flush, can_fua;
-
-    pthread_mutex_t flushing; /* held by who flushes; only `blocks` may be held before */
-    pthread_rwlock_t blocks; /* held alone where blocks are written only in part; see below */
-    struct unflushed_writes unflushed;
-    struct nbd_connection connections[MAX_CONNECTIONS];
+/* Somebody who waits for a flush. */
+struct flush_waiter {
+    struct flush_waiter *next;
+    int asked; /* he is to hear of flushes that failed while nobody had asked for any */
+    int done, error;
 };
 
-static void tell(const struct nbd_client *client, int what, const char *words) {
-    if (client->config.told)
-        ((told_function)client->config.told)(client->config.about, what, words);
-}
+struct nbd_client {
+    struct nbd_session session;
 
-static int64_t deadline(const struct nbd_client *client) { return nbd_now_ms() + client->config.patience_ms; }
+    pthread_mutex_t flush_mutex; /* for what follows; only `blocks` may be held before */
+    pthread_cond_t flushed;
+    struct flush_waiter *flush_waiters;
+    int flushing;
+    int failed; /* the errno of a flush that nobody has heard of yet */
 
-static int is_ending(struct nbd_client *client) {
-    pthread_mutex_lock(&client->mutex);
-    int ending = client->ending;
-    pthread_mutex_unlock(&client->mutex);
-    return ending;
-}
+    pthread_rwlock_t blocks; /* held alone where blocks are written only in part; see below */
 
-/* --- a session: all connections to one run of the server --------------------------------------------------------- */
-
-/* One broken connection ends them all: what the server has forgotten is known only to the whole. By the last thread that
- * uses one, or by one that has not shared them with anybody yet. */
-static void close_all(struct nbd_client *client) {
-    for (unsigned i = 0; i < MAX_CONNECTIONS; i++)
-        nbd_connection_close(&client->connections[i]);
-}
-
-/* Takes down what the server says of the export; returns 0, or -1 if this is not the export that it was. */
-static int learn(struct nbd_client *client, int first, int *trouble, char *words, size_t room) {
-    const struct nbd_library *library = client->library;
-    struct nbd_handle *handle = client->connections[0].handle;
-    int64_t size = library->get_size(handle);
-    int64_t block = library->get_block_size(handle, NBD_SIZE_MINIMUM);
-    int64_t largest = library->get_block_size(handle, NBD_SIZE_MAXIMUM);
-    if (size < 0) {
-        snprintf(words, room, "the server does not say how large the export is");
-        return -1;
-    }
-    if (!client->config.read_only && library->is_read_only(handle)) {
-        *trouble = NBD_CLIENT_READ_ONLY;
-        snprintf(words, room, "the export is for reading only now");
-        return -1;
-    }
-    if (!first && (uint64_t)size < atomic_load(&client->size)) {
-        snprintf(words, room, "the export has %lld bytes now; it had %llu", (long long)size,
-                 (unsigned long long)atomic_load(&client->size));
-        return -1;
-    }
-    if (block > (int64_t)LARGEST_BLOCK || (block > 0 && block & (block - 1))) {
-        snprintf(words, room, "the server wants blocks of %lld bytes, which the protocol does not have", (long long)block);
-        return -1;
-    }
-    uint64_t blocks = block > 0 ? (uint64_t)block : 1;
-    uint64_t most = largest >= (int64_t)LARGEST_BLOCK && (uint64_t)largest < LARGEST_COMMAND ? (uint64_t)largest
-                                                                                             : LARGEST_COMMAND;
-    most -= most % blocks;
-    int can_flush = library->can_flush(handle) > 0, can_fua = library->can_fua(handle) > 0;
-    if (!first && (blocks > client->block || most < client->largest || can_flush < client->can_flush ||
-                   can_fua < client->can_fua)) {
-        snprintf(words, room, "the server can do less than before");
-        return -1;
-    }
-    if (!first) /* others read these without a lock */
-        return 0;
-    client->block = blocks;
-    client->largest = most;
-    client->can_flush = can_flush;
-    client->can_fua = can_fua;
-    atomic_store(&client->size, (uint64_t)size);
-    return 0;
-}
-
-/* Connects; nobody else may. Returns 0 or -1. */
-static int connect_all(struct nbd_client *client, int first, int64_t until, int *trouble, char *words, size_t room) {
-    if (nbd_connection_open(&client->connections[0], client->uri, until, words, room) < 0)
-        return -1;
-    if (learn(client, first, trouble, words, room) < 0) {
-        close_all(client);
-        return -1;
-    }
-    client->connection_count = 1;
-    if (client->library->can_multi_conn(client->connections[0].handle) > 0)
-        while (client->connection_count < client->config.connections && client->connection_count < MAX_CONNECTIONS) {
-            char ignored[1]; /* a server may have a limit, and one connection does */
-            if (nbd_connection_open(&client->connections[client->connection_count], client->uri, until, ignored,
-                                    sizeof ignored) < 0)
-                break;
-            client->connection_count++;
-        }
-    return 0;
-}
-
-/* Writes again what may have been forgotten, in the order in which it was acknowledged. By the thread that has connected,
- * before anybody else uses the session. Returns 0 or -1. */
-static int write_again(struct nbd_client *client) {
-    size_t total = 0;
-    int refused = 0;
-    struct unflushed_write *write;
-    uint64_t position = client->unflushed.start;
-    while ((write = unflushed_writes_next(&client->unflushed, &position))) {
-        struct nbd_command command = {.kind = NBD_WRITE, .data = write->data, .size = write->size,
-                                      .offset = write->offset, .until = deadline(client)};
-        if (is_ending(client))
-            return -1;
-        int error = nbd_connection_run(&client->connections[0], &command);
-        if (error < 0)
-            return -1;
-        if (error)
-            refused = error;
-        else
-            total += write->size;
-    }
-    char words[64];
-    snprintf(words, sizeof words, "%zu", total);
-    tell(client, NBD_CLIENT_BACK, words);
-    if (refused) {
-        pthread_mutex_lock(&client->mutex);
-        client->failed = refused;
-        pthread_mutex_unlock(&client->mutex);
-        tell(client, NBD_CLIENT_REFUSED, strerrordesc_np(refused));
-        unflushed_writes_forget(&client->unflushed, position);
-    }
-    return 0;
-}
-
-static void wait_for_change(struct nbd_client *client, int64_t until) {
-    struct timespec end = {.tv_sec = until / 1000, .tv_nsec = until % 1000 * 1000000};
-    pthread_cond_clockwait(&client->changed, &client->mutex, CLOCK_MONOTONIC, &end);
-}
-
-/* Under the mutex. Large pieces go to the connection that has least to do: their bytes take time. Small ones go to as few
- * connections as will do, for what comes in one go is read and answered in one go, here and there. */
-static struct nbd_connection *choose(struct nbd_client *client, size_t size) {
-    unsigned least = 0;
-    for (unsigned i = 1; i < client->connection_count; i++)
-        if (client->load[i] < client->load[least] && (size > SMALL || client->load[least] >= CROWD))
-            least = i;
-    client->load[least]++;
-    client->users++;
-    return &client->connections[least];
-}
-
-/* Returns the connection to use; NULL if there is none until the time that is given. */
-static struct nbd_connection *enter(struct nbd_client *client, size_t size, int64_t until) {
-    struct nbd_connection *chosen = NULL;
-    pthread_mutex_lock(&client->mutex);
-    /* nobody waits for a server that others have waited for in vain */
-    while (client->session != UP && !client->given_up && nbd_now_ms() < until)
-        wait_for_change(client, until);
-    if (client->session == UP && nbd_now_ms() < until) /* what is late already would only break the session */
-        chosen = choose(client, size);
-    pthread_mutex_unlock(&client->mutex);
-    return chosen;
-}
-
-static void leave(struct nbd_client *client, struct nbd_connection *connection, int broken) {
-    pthread_mutex_lock(&client->mutex);
-    client->load[connection - client->connections]--;
-    client->users--;
-    if (broken && client->session == UP) {
-        client->session = FAILING;
-        client->lost_at = nbd_now_ms();
-        client->lost = 1;
-    }
-    for (unsigned i = 0; broken && client->session == FAILING && i < client->connection_count; i++)
-        nbd_connection_break(&client->connections[i]);
-    if (client->session == FAILING && client->users == 0)
-        pthread_cond_broadcast(&client->changed);
-    pthread_mutex_unlock(&client->mutex);
-}
+    /* under the session's mutex: */
+    struct errand *cut_off; /* to be done again, by the usher */
+    int flush_failed;       /* the errno of a flush that nobody had asked for, to be told of */
+    pthread_t usher;
+    int has_usher, ending;
+};
 
 /* --- commands ------------------------------------------------------------------------------------------------------ */
 
@@ -247,83 +60,117 @@ static int storage_error(int error) { return error == ENOSPC || error == ENOMEM 
 static void settle(struct nbd_client *client, struct errand *errand) {
     const struct nbd_command *command = &errand->command;
     if (errand->keep)
-        unflushed_writes_keep(&client->unflushed, command->data, command->size, command->offset);
+        unflushed_writes_keep(&client->session.unflushed, command->data, command->size, command->offset);
     if (errand->command.kind == NBD_FLUSH)
-        unflushed_writes_forget(&client->unflushed, errand->mark);
+        unflushed_writes_forget(&client->session.unflushed, errand->mark);
 }
 
-/* Carries a command out on any session, until the time is over. Whoever was cut off does it again: reads change nothing,
- * and a write that is done twice is the same write. Returns 0 or an errno. */
-static int carry_out(struct nbd_client *client, struct errand *errand, int64_t until) {
+/* Carries a command out on any session, until the patience is over. Whoever was cut off does it again: reads change
+ * nothing, and a write that is done twice is the same write. Returns 0 or an errno. */
+static int carry_out(struct nbd_client *client, struct errand *errand) {
     struct nbd_connection *connection;
-    errand->command.until = until;
-    while ((connection = enter(client, errand->command.size, until))) {
+    errand->command.until = errand->patience.until;
+    while ((connection = nbd_session_enter(&client->session, errand->command.size, &errand->patience))) {
         int error = nbd_connection_run(connection, &errand->command);
         if (error == 0)
             settle(client, errand);
-        leave(client, connection, error < 0);
+        nbd_session_leave(&client->session, connection, error < 0);
         if (error >= 0)
             return error ? storage_error(error) : 0;
     }
     return EIO;
 }
 
-/* One flush at a time: a server tells of what it could not write once, and whoever asks meanwhile must hear of it, too. */
-static int flush(struct nbd_client *client, int64_t until) {
-    struct errand errand = {.command = {.kind = NBD_FLUSH}, .mark = unflushed_writes_mark(&client->unflushed)};
-    return client->can_flush ? carry_out(client, &errand, until) : 0;
+/* --- flushes ------------------------------------------------------------------------------------------------------- */
+
+static int flush_once(struct nbd_client *client) {
+    if (!client->session.can_flush)
+        return 0;
+    struct errand errand = {.command = {.kind = NBD_FLUSH}, .patience = nbd_session_patience(&client->session),
+                            .mark = unflushed_writes_mark(&client->session.unflushed)};
+    return carry_out(client, &errand);
 }
 
-int nbd_client_flush(struct nbd_client *client) {
-    int64_t until = deadline(client);
-    pthread_mutex_lock(&client->flushing);
-    int error = flush(client, until);
-    pthread_mutex_lock(&client->mutex);
-    if (!error)
-        error = client->failed;
-    client->failed = 0;
-    pthread_mutex_unlock(&client->mutex);
-    pthread_mutex_unlock(&client->flushing);
-    return error;
+/* Under the mutex. Tells those who waited for a flush what has become of it. */
+static void tell_waiters(struct nbd_client *client, struct flush_waiter *waiters, int error) {
+    int heard = 0;
+    for (struct flush_waiter *each = waiters; each; each = each->next)
+        heard |= each->asked;
+    if (error && !heard) {
+        client->failed = error;
+        pthread_mutex_lock(&client->session.mutex);
+        client->flush_failed = error;
+        pthread_cond_broadcast(&client->session.changed);
+        pthread_mutex_unlock(&client->session.mutex);
+    }
+    int refused = heard ? nbd_session_take_refused(&client->session) : 0;
+    int before = client->failed ? client->failed : refused;
+    if (heard)
+        client->failed = 0;
+    while (waiters) {
+        struct flush_waiter *each = waiters;
+        waiters = each->next; /* he is gone as soon as he may be */
+        each->error = error || !each->asked ? error : before;
+        each->done = 1;
+    }
+    pthread_cond_broadcast(&client->flushed);
 }
+
+/* One flush at a time, for all who have come before it began: a server tells of what it could not write once, and whoever
+ * asks meanwhile must hear of it, too. */
+static int flush(struct nbd_client *client, int asked) {
+    struct flush_waiter waiter = {.asked = asked};
+    pthread_mutex_lock(&client->flush_mutex);
+    waiter.next = client->flush_waiters;
+    client->flush_waiters = &waiter;
+    while (!waiter.done) {
+        if (client->flushing) {
+            pthread_cond_wait(&client->flushed, &client->flush_mutex);
+            continue;
+        }
+        struct flush_waiter *waiters = client->flush_waiters;
+        client->flush_waiters = NULL;
+        client->flushing = 1;
+        pthread_mutex_unlock(&client->flush_mutex);
+        int error = flush_once(client);
+        pthread_mutex_lock(&client->flush_mutex);
+        client->flushing = 0;
+        tell_waiters(client, waiters, error);
+    }
+    pthread_mutex_unlock(&client->flush_mutex);
+    return waiter.error;
+}
+
+int nbd_client_flush(struct nbd_client *client) { return flush(client, 1); }
 
 /* Makes room for a write among those that are kept, by a flush if need be. Returns 0 or an errno. */
-static int reserve(struct nbd_client *client, size_t size, int64_t until) {
-    if (unflushed_writes_reserve(&client->unflushed, size))
-        return 0;
+static int reserve(struct nbd_client *client, size_t size) {
     int error = 0;
-    pthread_mutex_lock(&client->flushing);
-    while (!error && !unflushed_writes_reserve(&client->unflushed, size)) { /* another one may have made some */
-        error = flush(client, until);
-        if (error) { /* whoever asks for a flush next has not been told */
-            pthread_mutex_lock(&client->mutex);
-            client->failed = client->flush_failed = error;
-            pthread_cond_broadcast(&client->changed);
-            pthread_mutex_unlock(&client->mutex);
-        }
-    }
-    pthread_mutex_unlock(&client->flushing);
+    while (!error && !unflushed_writes_reserve(&client->session.unflushed, size)) /* others take room, too */
+        error = flush(client, 0);
     return error;
 }
+
+/* --- ranges -------------------------------------------------------------------------------------------------------- */
 
 /* A range in commands that the server takes. Bounds are multiples of its blocks. A write that only its flush puts on the
  * storage is kept until then, if `keep` says so. */
 static int in_commands(struct nbd_client *client, struct nbd_command rest, int keep) {
-    int64_t until = deadline(client);
+    struct nbd_session *session = &client->session;
     int error = 0;
-    size_t largest = (size_t)client->largest;
-    if (keep && largest > client->config.kept_size / 4) /* several are kept at a time */
-        largest = client->config.kept_size / 4 - client->config.kept_size / 4 % client->block;
+    size_t largest = (size_t)session->largest, quarter = session->config.kept_size / 4;
+    if (keep && largest > quarter) /* several are kept at a time */
+        largest = quarter - quarter % session->block;
     while (rest.size && !error) {
-        struct errand errand = {.command = rest, .keep = keep};
         size_t size = rest.size < largest ? rest.size : largest;
-        errand.command.size = size;
         if (keep)
-            error = reserve(client, size, until);
+            error = reserve(client, size);
         if (!error) {
-            error = carry_out(client, &errand, until);
+            struct errand errand = {.command = rest, .patience = nbd_session_patience(session), .keep = keep};
+            errand.command.size = size;
+            error = carry_out(client, &errand);
             if (error && keep)
-                unflushed_writes_cancel(&client->unflushed, size);
+                unflushed_writes_cancel(&session->unflushed, size);
         }
         rest.data += size;
         rest.offset += size;
@@ -338,13 +185,13 @@ static int read_blocks(struct nbd_client *client, uint8_t *data, size_t size, ui
 
 static int write_blocks(struct nbd_client *client, const uint8_t *data, size_t size, uint64_t offset) {
     struct nbd_command command = {.kind = NBD_WRITE, .data = (uint8_t *)(uintptr_t)data, .size = size, .offset = offset};
-    int through = client->config.write_through;
-    if (through && client->can_fua) {
+    int through = client->session.config.write_through;
+    if (through && client->session.can_fua) {
         command.flags = NBD_FLAG_FUA;
         return in_commands(client, command, 0);
     }
     /* a server that cannot flush has nothing to flush */
-    int error = in_commands(client, command, client->can_flush);
+    int error = in_commands(client, command, client->session.can_flush);
     return !error && through ? nbd_client_flush(client) : error;
 }
 
@@ -357,13 +204,14 @@ struct around {
 };
 
 static int is_whole(const struct nbd_client *client, size_t size, uint64_t offset) {
-    return (size | offset) % client->block == 0;
+    return (size | offset) % client->session.block == 0;
 }
 
 static struct around blocks_around(const struct nbd_client *client, size_t size, uint64_t offset) {
-    uint64_t start = offset - offset % client->block, end = offset + size + client->block - 1;
-    uint64_t last = atomic_load(&client->size);
-    end -= end % client->block;
+    uint64_t block = client->session.block;
+    uint64_t start = offset - offset % block, end = offset + size + block - 1;
+    uint64_t last = atomic_load(&client->session.size);
+    end -= end % block;
     if (end > last) /* it need not end with a whole block */
         end = last > offset + size ? last : offset + size; /* nor may it have shrunk below what is asked for: see is_there */
     return (struct around){.offset = start, .size = (size_t)(end - start), .skip = (size_t)(offset - start)};
@@ -371,7 +219,7 @@ static struct around blocks_around(const struct nbd_client *client, size_t size,
 
 /* A server may have said meanwhile that there is less. */
 static int is_there(const struct nbd_client *client, size_t size, uint64_t offset) {
-    uint64_t end = atomic_load(&client->size);
+    uint64_t end = atomic_load(&client->session.size);
     return offset <= end && size <= end - offset;
 }
 
@@ -423,7 +271,7 @@ int nbd_client_write(struct nbd_client *client, const uint8_t *data, size_t size
 
 static void end_errand(struct errand *errand, int error) {
     if (error && errand->keep)
-        unflushed_writes_cancel(&errand->client->unflushed, errand->command.size);
+        unflushed_writes_cancel(&errand->client->session.unflushed, errand->command.size);
     nbd_client_finished finished = errand->finished;
     void *argument = errand->argument;
     free(errand);
@@ -431,233 +279,175 @@ static void end_errand(struct errand *errand, int error) {
 }
 
 static void errand_answered(struct nbd_command *command, int error) {
-    struct errand *errand = (struct errand *)command; /* its first member */
+    struct errand *errand = (struct errand *)command;
     struct nbd_client *client = errand->client;
+    struct nbd_session *session = &client->session;
     if (error == 0)
         settle(client, errand);
-    if (error < 0) { /* before it leaves the session, so that the keeper finds it when that is over */
-        pthread_mutex_lock(&client->mutex);
+    if (error < 0) {
+        pthread_mutex_lock(&session->mutex);
         errand->next = client->cut_off;
         client->cut_off = errand;
-        pthread_mutex_unlock(&client->mutex);
-        leave(client, errand->connection, 1);
+        pthread_mutex_unlock(&session->mutex);
+        nbd_session_leave(session, errand->connection, 1);
         return;
     }
-    leave(client, errand->connection, 0);
+    nbd_session_leave(session, errand->connection, 0);
     end_errand(errand, error ? storage_error(error) : 0);
 }
 
 int nbd_client_start(struct nbd_client *client, int writing, uint8_t *data, size_t size, uint64_t offset,
                      nbd_client_finished finished, void *argument) {
-    int keep = writing && client->can_flush;
-    if (!is_whole(client, size, offset) || !is_there(client, size, offset) || size > client->largest || (writing && client->config.write_through) ||
-        (writing && client->block > 1)) /* the lock that keeps parts of blocks apart belongs to a thread */
+    struct nbd_session *session = &client->session;
+    int keep = writing && session->can_flush;
+    if (!is_whole(client, size, offset) || !is_there(client, size, offset) || size > session->largest ||
+        (writing && session->config.write_through) ||
+        (writing && session->block > 1)) /* the lock that keeps parts of blocks apart belongs to a thread */
         return 0;
     struct errand *errand = malloc(sizeof *errand);
     if (!errand)
         return 0;
+    struct nbd_patience patience = nbd_session_patience(session);
     *errand = (struct errand){
         .command = {.kind = writing ? NBD_WRITE : NBD_READ, .data = data, .size = size, .offset = offset,
-                    .until = deadline(client), .finished = errand_answered},
-        .keep = keep, .client = client, .finished = finished, .argument = argument};
-    if (keep && !unflushed_writes_reserve(&client->unflushed, size)) {
+                    .until = patience.until, .finished = errand_answered},
+        .patience = patience, .keep = keep, .client = client, .finished = finished, .argument = argument};
+    if (keep && !unflushed_writes_reserve(&session->unflushed, size)) {
         free(errand);
         return 0;
     }
-    pthread_mutex_lock(&client->mutex);
-    struct nbd_connection *connection = errand->connection = client->session == UP ? choose(client, size) : NULL;
-    pthread_mutex_unlock(&client->mutex);
-    if (connection) {
-        nbd_connection_start(connection, &errand->command);
+    pthread_mutex_lock(&session->mutex);
+    errand->connection = session->state == NBD_UP ? nbd_session_choose(session, size) : NULL;
+    pthread_mutex_unlock(&session->mutex);
+    if (errand->connection) {
+        nbd_connection_start(errand->connection, &errand->command);
         return 1;
     }
     if (keep)
-        unflushed_writes_cancel(&client->unflushed, size);
+        unflushed_writes_cancel(&session->unflushed, size);
     free(errand);
     return 0;
 }
 
-/* --- the keeper ---------------------------------------------------------------------------------------------------- */
+/* --- the usher ----------------------------------------------------------------------------------------------------- */
 
-/* Takes those that were cut off: to do them again, or to end them if their time is over. Under the mutex. */
-static void see_to_cut_off(struct nbd_client *client) {
+/* Under the mutex, which is let go where anything is done. Has those that were cut off done again, or ends them where
+ * their time is over. Returns whether there was anything to do; if not, when the next one's time is over. */
+static int see_to_cut_off(struct nbd_client *client, int64_t *next) {
+    struct nbd_session *session = &client->session;
     struct errand *over = NULL, **at = &client->cut_off;
-    int64_t now = nbd_now_ms();
+    *next = INT64_MAX / 2;
     while (*at) {
         struct errand *errand = *at;
-        int again = client->session == UP && !client->ending && errand->command.until > now;
-        if (!again && !client->given_up && !client->ending && errand->command.until > now) {
+        int late = client->ending || nbd_session_is_over(session, &errand->patience);
+        if (!late && session->state != NBD_UP && !session->given_up) {
+            *next = errand->patience.until < *next ? errand->patience.until : *next;
             at = &errand->next;
             continue;
         }
         *at = errand->next;
-        if (again) {
-            errand->connection = choose(client, errand->command.size);
+        if (!late && session->state == NBD_UP) {
+            errand->connection = nbd_session_choose(session, errand->command.size);
             nbd_connection_start(errand->connection, &errand->command);
         } else {
             errand->next = over;
             over = errand;
         }
     }
-    pthread_mutex_unlock(&client->mutex);
+    if (!over)
+        return 0;
+    pthread_mutex_unlock(&session->mutex);
     while (over) {
         struct errand *errand = over;
         over = errand->next;
         end_errand(errand, EIO);
     }
-    pthread_mutex_lock(&client->mutex);
-}
-
-/* Tries once to be connected again. Under the mutex, which is let go meanwhile: nobody else uses the connections. */
-static void reconnect(struct nbd_client *client) {
-    pthread_mutex_unlock(&client->mutex);
-    char words[256] = "";
-    int64_t now = nbd_now_ms(), latest = client->lost_at + client->config.patience_ms; /* as long as others wait */
-    int64_t until = !client->given_up && latest < now + CONNECT_MS ? latest : now + CONNECT_MS;
-    int trouble = 0, done = connect_all(client, 0, until > now ? until : now + RETRY_MS, &trouble, words, sizeof words) == 0;
-    if (done && write_again(client) < 0) {
-        close_all(client);
-        done = 0;
-    }
-    int give_up = !done && !client->given_up && nbd_now_ms() >= client->lost_at + client->config.patience_ms;
-    if (give_up)
-        tell(client, NBD_CLIENT_GIVEN_UP, words);
-    pthread_mutex_lock(&client->mutex);
-    client->given_up = done ? 0 : client->given_up || give_up;
-    client->session = done ? UP : DOWN;
-    client->next_try = nbd_now_ms() + (done ? AGAIN_MS : RETRY_MS);
-    pthread_cond_broadcast(&client->changed);
+    pthread_mutex_lock(&session->mutex);
+    return 1;
 }
 
 /* Under the mutex, which is let go meanwhile. Whoever finds something out may be a thread that can do nothing but use
- * its descriptors, so the keeper tells of it. */
-static void tell_news(struct nbd_client *client) {
-    int lost = client->lost, failed = client->flush_failed;
-    client->lost = client->flush_failed = 0;
-    pthread_mutex_unlock(&client->mutex);
+ * its descriptors, so it is told of here. Returns whether there was anything to tell. */
+static int tell_news(struct nbd_client *client) {
+    struct nbd_session *session = &client->session;
+    int lost = session->lost, failed = client->flush_failed;
+    session->lost = client->flush_failed = 0;
+    if (!lost && !failed)
+        return 0;
+    pthread_mutex_unlock(&session->mutex);
     if (lost)
-        tell(client, NBD_CLIENT_LOST, "");
+        nbd_session_tell(session, NBD_CLIENT_LOST, "");
     if (failed)
-        tell(client, NBD_CLIENT_FAILED, strerrordesc_np(failed));
-    pthread_mutex_lock(&client->mutex);
+        nbd_session_tell(session, NBD_CLIENT_FAILED, strerrordesc_np(failed));
+    pthread_mutex_lock(&session->mutex);
+    return 1;
 }
 
-/* The thread that takes the rests of a lost session away, connects again and does again what was cut off. */
-static void *keep(void *argument) {
+/* The thread for what nobody waits for. The session's keeper could not do it: it may be connecting. */
+static void *usher(void *argument) {
     struct nbd_client *client = argument;
-    pthread_mutex_lock(&client->mutex);
-    while (!client->ending) {
-        int64_t next = INT64_MAX / 2;
-        if (client->lost || client->flush_failed)
-            tell_news(client);
-        if (client->session == FAILING && client->users == 0) {
-            pthread_mutex_unlock(&client->mutex);
-            close_all(client);
-            pthread_mutex_lock(&client->mutex);
-            client->session = DOWN;
-        }
-        if (client->session == DOWN && client->cut_off)
-            see_to_cut_off(client); /* those whose time is over do not wait for the connection */
-        if (client->session == DOWN) {
-            if (nbd_now_ms() >= client->next_try)
-                reconnect(client);
-            if (client->session == DOWN)
-                next = client->next_try;
-        }
-        if (client->cut_off)
-            see_to_cut_off(client);
-        if (!client->ending && !client->lost && !client->flush_failed && (client->session != FAILING || client->users))
-            wait_for_change(client, next);
+    struct nbd_session *session = &client->session;
+    pthread_mutex_lock(&session->mutex);
+    for (;;) {
+        int64_t next;
+        if (tell_news(client) || see_to_cut_off(client, &next))
+            continue;
+        if (client->ending)
+            break;
+        nbd_session_wait(session, next);
     }
-    see_to_cut_off(client);
-    pthread_mutex_unlock(&client->mutex);
+    pthread_mutex_unlock(&session->mutex);
     return NULL;
 }
 
 /* --- its life ------------------------------------------------------------------------------------------------------ */
 
 static void release(struct nbd_client *client) {
-    if (client->has_keeper) {
-        pthread_mutex_lock(&client->mutex);
-        client->ending = 1;
-        pthread_cond_broadcast(&client->changed);
-        pthread_mutex_unlock(&client->mutex);
-        pthread_join(client->keeper, NULL);
-    }
-    for (unsigned i = 0; i < MAX_CONNECTIONS; i++)
-        if (client->connections[i].library)
-            nbd_connection_destroy(&client->connections[i]);
-    unflushed_writes_destroy(&client->unflushed);
-    pthread_mutex_destroy(&client->flushing);
+    struct nbd_session *session = &client->session;
+    nbd_session_end(session);
+    pthread_mutex_lock(&session->mutex);
+    client->ending = 1;
+    pthread_cond_broadcast(&session->changed);
+    pthread_mutex_unlock(&session->mutex);
+    if (client->has_usher)
+        pthread_join(client->usher, NULL);
+    nbd_session_destroy(session);
+    pthread_cond_destroy(&client->flushed);
+    pthread_mutex_destroy(&client->flush_mutex);
     pthread_rwlock_destroy(&client->blocks);
-    pthread_cond_destroy(&client->changed);
-    pthread_mutex_destroy(&client->mutex);
-    free(client->uri);
     free(client);
 }
 
 struct nbd_client *nbd_client_open(const struct nbd_client_config *config, int *trouble, char *words, size_t room) {
-    const struct nbd_library *library = nbd_library_load();
-    *trouble = library ? NBD_CLIENT_NO_MEMORY : NBD_CLIENT_NO_LIBRARY;
-    struct nbd_client *client = library ? calloc(1, sizeof *client) : NULL;
+    *trouble = NBD_CLIENT_NO_MEMORY;
+    struct nbd_client *client = calloc(1, sizeof *client);
     if (!client)
         return NULL;
-    client->config = *config;
-    client->library = library;
-    client->uri = strdup(config->uri);
-    pthread_mutex_init(&client->mutex, NULL);
-    pthread_cond_init(&client->changed, NULL);
-    pthread_rwlock_init(&client->blocks, NULL);
-    pthread_mutex_init(&client->flushing, NULL);
-    int complete = unflushed_writes_init(&client->unflushed, config->kept_size) == 0 && client->uri != NULL;
-    for (unsigned i = 0; i < MAX_CONNECTIONS && complete; i++)
-        complete = nbd_connection_init(&client->connections[i], library) == 0;
-    if (complete) {
-        *trouble = NBD_CLIENT_NO_SERVER;
-        if (connect_all(client, 1, nbd_now_ms() + (config->patience_ms < CONNECT_MS ? config->patience_ms : CONNECT_MS), trouble, words, room) == 0) {
-            client->has_keeper = nbd_start_thread(&client->keeper, keep, client) == 0;
-            *trouble = client->has_keeper ? NBD_CLIENT_OK : NBD_CLIENT_NO_MEMORY;
-        }
-        if (client->has_keeper)
-            return client;
+    if (nbd_session_open(&client->session, config, trouble, words, room) < 0) {
+        free(client);
+        return NULL;
     }
+    pthread_rwlock_init(&client->blocks, NULL);
+    pthread_mutex_init(&client->flush_mutex, NULL);
+    pthread_cond_init(&client->flushed, NULL);
+    client->has_usher = nbd_start_thread(&client->usher, usher, client) == 0;
+    if (client->has_usher)
+        return client;
+    *trouble = NBD_CLIENT_NO_MEMORY;
     release(client);
     return NULL;
 }
 
 void nbd_client_close(struct nbd_client *client) { release(client); }
 
-int nbd_client_refresh(struct nbd_client *client) {
-    struct nbd_connection probe;
-    char ignored[1];
-    if (nbd_connection_init(&probe, client->library))
-        return EMFILE;
-    int64_t size = -1;
-    if (nbd_connection_open(&probe, client->uri, nbd_now_ms() + CONNECT_MS, ignored, sizeof ignored) == 0)
-        size = client->library->get_size(probe.handle);
-    nbd_connection_destroy(&probe);
-    if (size < 0)
-        return EIO;
-    if ((uint64_t)size > atomic_load(&client->size)) {
-        /* A connection keeps the size that it began with, so that is the end of those: when everybody who uses one has
-         * his answer, for nothing is wrong with them. */
-        pthread_mutex_lock(&client->mutex);
-        if (client->session == UP) {
-            client->session = FAILING;
-            client->lost_at = nbd_now_ms();
-            client->lost = 1;
-            pthread_cond_broadcast(&client->changed);
-        }
-        pthread_mutex_unlock(&client->mutex);
-    }
-    atomic_store(&client->size, (uint64_t)size);
-    return 0;
-}
+void nbd_client_interrupt(struct nbd_client *client) { nbd_session_interrupt(&client->session); }
 
-uint64_t nbd_client_size(const struct nbd_client *client) { return atomic_load(&client->size); }
+int nbd_client_refresh(struct nbd_client *client) { return nbd_session_refresh(&client->session); }
 
-int nbd_client_can_flush(const struct nbd_client *client) { return client->can_flush; }
+uint64_t nbd_client_size(const struct nbd_client *client) { return atomic_load(&client->session.size); }
 
-unsigned nbd_client_connections(const struct nbd_client *client) { return client->connection_count; }
+int nbd_client_can_flush(const struct nbd_client *client) { return client->session.can_flush; }
 
-size_t nbd_client_unflushed(struct nbd_client *client) { return unflushed_writes_size(&client->unflushed); }
+unsigned nbd_client_connections(const struct nbd_client *client) { return client->session.connection_count; }
+
+size_t nbd_client_unflushed(struct nbd_client *client) { return unflushed_writes_size(&client->session.unflushed); }

@@ -53,6 +53,10 @@ typedef void (*nbd_client_finished)(void *argument, int error);
 int nbd_client_start(struct nbd_client *client, int writing, uint8_t *data, size_t size, uint64_t offset,
                      nbd_client_finished finished, void *argument);
 
+/* Has everything that waits for the server fail with EIO at once. What was acknowledged stays kept, and whoever comes later
+ * waits as long as ever. */
+void nbd_client_interrupt(struct nbd_client *client);
+
 /* Asks the server for the export's size again. Returns 0 or an errno. */
 int nbd_client_refresh(struct nbd_client *client);
 

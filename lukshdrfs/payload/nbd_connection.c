@@ -15,6 +15,7 @@
 #include <unistd.h>
 
 #define LOOK_MS 1000 /* how often the attendant looks at the clock while commands are under way */
+#define CONNECT_LOOK_MS 100 /* how often who connects looks whether that is still wanted */
 #define FAREWELL_MS 1000
 #define STACK_SIZE ((size_t)1 << 20)
 
@@ -203,7 +204,8 @@ void nbd_connection_destroy(struct nbd_connection *connection) {
 }
 
 /* Returns an error's words. */
-static const char *connect_handle(struct nbd_connection *connection, const char *uri, int64_t until) {
+static const char *connect_handle(struct nbd_connection *connection, const char *uri, int64_t until,
+                                  const atomic_int *ending) {
     const struct nbd_library *library = connection->library;
     struct nbd_handle *handle = connection->handle = library->create();
     if (!handle)
@@ -218,10 +220,10 @@ static const char *connect_handle(struct nbd_connection *connection, const char 
         int64_t left = until - nbd_now_ms();
         if (is_over(connection))
             return library->get_error();
-        if (left <= 0)
+        if (left <= 0 || atomic_load(ending))
             return "the server does not answer";
         attend(connection, wait_for_socket(library->aio_get_fd(handle), library->aio_get_direction(handle),
-                                           connection->bell, left < LOOK_MS ? (int)left : LOOK_MS));
+                                           connection->bell, left < CONNECT_LOOK_MS ? (int)left : CONNECT_LOOK_MS));
     }
     return NULL;
 }
@@ -250,10 +252,11 @@ static void close_handle(struct nbd_connection *connection) {
     connection->broken = 0;
 }
 
-int nbd_connection_open(struct nbd_connection *connection, const char *uri, int64_t until, char *problem, size_t room) {
+int nbd_connection_open(struct nbd_connection *connection, const char *uri, int64_t until, const atomic_int *ending,
+                        char *problem, size_t room) {
     nbd_connection_close(connection);
     pthread_mutex_lock(&connection->mutex);
-    const char *error = connect_handle(connection, uri, until);
+    const char *error = connect_handle(connection, uri, until, ending);
     if (!error && !connection->has_attendant) {
         connection->has_attendant = nbd_start_thread(&connection->attendant, run_attendant, connection) == 0;
         if (!connection->has_attendant)

@@ -3,6 +3,7 @@
 #define LUKSHDRFS_NBD_CONNECTION_H
 
 #include <pthread.h>
+#include <stdatomic.h>
 #include <stddef.h>
 #include <stdint.h>
 
@@ -38,8 +39,10 @@ int nbd_start_thread(pthread_t *thread, void *(*run)(void *), void *argument);
 int nbd_connection_init(struct nbd_connection *connection, const struct nbd_library *library);
 void nbd_connection_destroy(struct nbd_connection *connection);
 
-/* Connects, until the time that is given. Returns 0 or -1, with what is wrong in `problem` (at most `room` bytes). */
-int nbd_connection_open(struct nbd_connection *connection, const char *uri, int64_t until, char *problem, size_t room);
+/* Connects, until the time that is given, or until `ending` is set. Returns 0 or -1, with what is wrong in `problem` (at
+ * most `room` bytes). */
+int nbd_connection_open(struct nbd_connection *connection, const char *uri, int64_t until, const atomic_int *ending,
+                        char *problem, size_t room);
 
 /* Ends the connection. All commands are over when it returns. Not for functions that `finished` points to. */
 void nbd_connection_close(struct nbd_connection *connection);

@@ -207,6 +207,10 @@ class Volume:
         """Return when everything written is on the payload's storage. Raises PayloadError."""
         self._payload.flush()
 
+    def interrupt(self) -> None:
+        """Have reads and writes that wait for a storage that is away fail at once, where that can be done."""
+        self._payload.interrupt()
+
     def wipe_keys(self) -> None:
         """Wipe the key, and keep the payload. Nobody may be reading or writing, and nobody can from now on."""
         for extent in self._extents:

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import mmap
 import os
 import random
+import signal
 import socket as sockets
 import subprocess
 import threading
@@ -15,7 +17,9 @@ from pathlib import Path
 
 import pytest
 from support.cryptsetup import XTS_512, decrypted
+from support.mounts import is_mounted, lukshdrfs
 from support.nbd import Server, address, nbdkit, over_nbd, qemu_nbd
+from support.processes import alive, wait_gone
 from support.tools import program
 from support.volumes import MIB, MakeVolume
 
@@ -293,6 +297,169 @@ def test_server_that_lies_about_its_size(make_volume: MakeVolume, tmp_path: Path
                 os.pread(file.fileno(), 4096, size + MIB)
             os.fsync(file.fileno())
     assert decrypted(files)[:4096] == b"here" * 1024
+
+
+@pytest.mark.parametrize("data_path", ["native", "python"])
+def test_lock_while_the_server_is_away(make_volume: MakeVolume, tmp_path: Path, data_path: str) -> None:
+    """Who waits gets an error, the key goes, the mount goes; what was acknowledged waits for the server."""
+    files, socket = make_volume(XTS_512), tmp_path / "socket"
+    with (
+        forgetful(files.payload, socket) as server,
+        over_nbd(files, address(socket), "--payload-timeout", "60", "--data-path", data_path) as mount,
+    ):
+        image = os.open(mount.image, os.O_RDWR | os.O_DIRECT)
+        page = mmap.mmap(-1, 8192)
+        page.write(b"acknowledged" + bytes(4084))
+        assert os.pwritev(image, [memoryview(page)[:4096]], 0) == 4096
+        server.kill()
+        failed: list[int | None] = []
+
+        def write() -> None:
+            try:
+                os.pwritev(image, [memoryview(page)[4096:]], MIB)
+            except OSError as error:
+                failed.append(error.errno)
+
+        writer = threading.Thread(target=write)
+        writer.start()
+        time.sleep(0.5)
+        start = time.monotonic()
+        done = lukshdrfs("lock", mount.mountpoint)
+        assert (done.returncode, done.stderr) == (0, "")
+        assert time.monotonic() - start < 10
+        writer.join(1)
+        assert failed == [errno.EIO]
+        assert not is_mounted(mount.mountpoint)
+        os.close(image)
+        assert alive(mount.pid)
+        server.start()
+        wait_gone(mount.pid)
+    assert decrypted(files)[:12] == b"acknowledged"
+
+
+def test_interrupted(disk: Path, tmp_path: Path) -> None:
+    """Those who wait fail at once, be the server away or only silent; what was acknowledged is kept."""
+    socket = tmp_path / "socket"
+    with forgetful(disk, socket) as server, opened(socket, patience_s=30) as payload:
+        payload.write(memoryview(b"kept" * 128), 0)
+        for how in (signal.SIGSTOP, signal.SIGKILL):
+            assert server.process is not None
+            server.process.send_signal(how)
+            caught: list[int | None] = []
+
+            def read() -> None:
+                try:
+                    payload.read_into(memoryview(bytearray(512)), MIB)
+                except PayloadError as error:
+                    caught.append(error.errno)  # noqa: B023 - joined below
+
+            readers = [threading.Thread(target=read) for _ in range(4)]
+            for reader in readers:
+                reader.start()
+            time.sleep(0.3)
+            start = time.monotonic()
+            payload.interrupt()
+            for reader in readers:
+                reader.join()
+            assert time.monotonic() - start < 1
+            assert caught == [errno.EIO] * 4
+            assert payload.unflushed
+        server.kill()
+        server.start()
+        payload.flush()
+    assert disk.read_bytes()[:512] == b"kept" * 128
+
+
+def _read_in_vain(payload: NbdPayload) -> None:
+    with pytest.raises(PayloadError):
+        payload.read_into(memoryview(bytearray(512)), 0)
+
+
+def test_close_does_not_wait_for_a_server(disk: Path, tmp_path: Path) -> None:
+    """A server that takes connections and says nothing holds nobody up who wants to end."""
+    socket = tmp_path / "socket"
+    with forgetful(disk, socket) as server:
+        payload = NbdPayload.open(address(socket), read_only=False, patience_s=30)
+        payload.write(memoryview(bytes(512)), 0)
+        server.kill()
+        with sockets.socket(sockets.AF_UNIX) as listener:
+            listener.bind(str(socket))
+            listener.listen()
+            reader = threading.Thread(target=_read_in_vain, args=(payload,))
+            reader.start()
+            time.sleep(0.7)  # it is being connected to
+            payload.interrupt()
+            reader.join()
+            start = time.monotonic()
+            payload.close()
+            assert time.monotonic() - start < 2
+
+
+def test_many_writes_are_done_again_fast(disk: Path, tmp_path: Path) -> None:
+    """What is kept may be thousands of small writes, and the server far away: they do not wait for each other."""
+    socket, rng, model = tmp_path / "socket", random.Random(44), bytearray(SIZE)
+    far = nbdkit(
+        socket, "--filter=delay", "--filter=cache", "file", disk, "cache=writeback", "delay-write=20ms",
+    )  # fmt: skip
+    with forgetful(disk, socket) as server, opened(socket, patience_s=30) as payload:
+        for number in range(2000):
+            at = rng.randrange(SIZE // 512) * 512
+            model[at : at + 512] = number.to_bytes(2, "little") * 256
+            payload.write(memoryview(model)[at : at + 512], at)
+        server.kill()
+        assert disk.read_bytes() != model
+        start = time.monotonic()
+        with far:
+            payload.flush()
+            assert time.monotonic() - start < 2000 * 0.02 / 2
+            far.kill()
+    assert disk.read_bytes() == model
+
+
+def test_fsyncs_share_a_flush(disk: Path, tmp_path: Path) -> None:
+    """Who asks while the server flushes waits for the next flush, together with all others who do."""
+    socket, count = tmp_path / "socket", tmp_path / "count"
+    plugin = (
+        "eval", f"get_size=echo {SIZE}", "can_write=exit 0", "can_flush=exit 0", "pwrite=cat > /dev/null",
+        f"pread=head -c $3 {disk}", f"flush=echo >> {count}; sleep 0.3",
+    )  # fmt: skip
+    with nbdkit(socket, *plugin), opened(socket) as payload:
+        threads = [threading.Thread(target=payload.flush) for _ in range(12)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        assert 1 <= count.read_text().count("\n") <= 3
+
+
+def test_refused_again_and_kept(disk: Path, tmp_path: Path) -> None:
+    """The next flush tells of a server that refuses what it is to write again; it gets all of it the next time."""
+    socket, trigger = tmp_path / "socket", tmp_path / "fail"
+    failing = nbdkit(
+        socket, "--filter=error", "file", disk, "error-pwrite=ENOSPC", "error-pwrite-rate=100%",
+        f"error-pwrite-file={trigger}",
+    )  # fmt: skip
+    with forgetful(disk, socket) as server, opened(socket) as payload:
+        payload.write(memoryview(b"kept" * 128), 4096)
+        server.kill()
+        trigger.touch()
+        with failing:
+            deadline = time.monotonic() + 5
+            found = bytearray(512)
+            payload.read_into(memoryview(found), 0)  # it is connected now, and was refused
+            assert time.monotonic() < deadline
+            assert payload.unflushed
+            trigger.unlink()
+            failing.kill()
+            failing.start()
+            payload.read_into(memoryview(found), 4096)
+            assert found == b"kept" * 128
+            with pytest.raises(PayloadError) as caught:
+                payload.flush()
+            assert caught.value.errno == errno.ENOSPC
+            payload.flush()
+            failing.kill()
+    assert disk.read_bytes()[4096 : 4096 + 512] == b"kept" * 128
 
 
 def test_unmount_while_the_server_is_away(make_volume: MakeVolume, tmp_path: Path) -> None:

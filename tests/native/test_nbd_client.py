@@ -18,7 +18,7 @@ STRESS = Path(__file__).with_name("nbd_stress.c")
 def stress(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Return the program, with sanitizers."""
     target = tmp_path_factory.mktemp("native") / "nbd_stress"
-    modules = ("nbd_client", "nbd_connection", "nbd_transmission", "nbd_library", "unflushed_writes")
+    modules = ("nbd_client", "nbd_session", "nbd_connection", "nbd_transmission", "nbd_library", "unflushed_writes")
     compile_native(target, STRESS, *modules,
                    options=SANITIZERS[request.param])  # fmt: skip
     return target

@@ -85,6 +85,9 @@ class MemoryPayload:
     def flush(self) -> None:
         self.flushes += 1
 
+    def interrupt(self) -> None:
+        """Do nothing: nobody waits for memory."""
+
     def resize(self, size: int) -> None:
         self._size = size
 

@@ -1,0 +1,89 @@
+/* What lies between a client and its server: all connections to one run of the server, and to the next run after it.
+ *
+ * One broken connection ends them all, for what the server has forgotten is known only to the whole. Then a thread of the
+ * session's, its keeper, connects again, and writes again what had been acknowledged and not flushed, before anybody else
+ * uses the connections. */
+#ifndef LUKSHDRFS_NBD_SESSION_H
+#define LUKSHDRFS_NBD_SESSION_H
+
+#include <pthread.h>
+#include <stdatomic.h>
+#include <stddef.h>
+#include <stdint.h>
+
+#include "nbd_client.h"
+#include "nbd_connection.h"
+#include "unflushed_writes.h"
+
+#define NBD_MAX_CONNECTIONS 16
+
+enum nbd_session_state { NBD_UP, NBD_FAILING, NBD_DOWN };
+
+/* How long somebody waits: until a time of nbd_now_ms(), or until all are interrupted who wait already. */
+struct nbd_patience {
+    int64_t until;
+    unsigned interruptions;
+};
+
+struct nbd_session {
+    struct nbd_client_config config;
+    char *uri;
+    const struct nbd_library *library;
+
+    /* the export, as the first run of the server said; only the size changes later */
+    _Atomic uint64_t size;   /* bytes */
+    uint64_t block, largest; /* the server's minimum and maximum, bytes */
+    int can_flush, can_fua;
+
+    atomic_uint interruptions;
+    atomic_int ending;
+    pthread_mutex_t mutex; /* for all that follows, up to the connections themselves */
+    pthread_cond_t changed;
+    enum nbd_session_state state;
+    unsigned users; /* threads that use its connections */
+    unsigned connection_count;
+    unsigned load[NBD_MAX_CONNECTIONS]; /* commands on each connection */
+    int64_t lost_at;  /* when it was lost */
+    int64_t next_try; /* not earlier is it tried to connect */
+    int given_up;     /* it has been away for longer than anybody waits */
+    int lost;         /* nobody has been told yet */
+    int refused;      /* likewise: the errno of a write that could not be done again */
+    pthread_t keeper;
+    int has_keeper;
+
+    struct unflushed_writes unflushed;
+    struct nbd_connection connections[NBD_MAX_CONNECTIONS];
+};
+
+/* Connects. Returns 0, or -1 with what is wrong: enum nbd_client_trouble, and for NO_SERVER words. */
+int nbd_session_open(struct nbd_session *session, const struct nbd_client_config *config, int *trouble, char *words,
+                     size_t room);
+
+/* Nobody uses it any more, and nobody comes. The mutex remains for whoever is told that it ends. */
+void nbd_session_end(struct nbd_session *session);
+void nbd_session_destroy(struct nbd_session *session);
+
+void nbd_session_tell(const struct nbd_session *session, int what, const char *words);
+
+struct nbd_patience nbd_session_patience(const struct nbd_session *session);
+/* Under the mutex: whether the time of somebody who waits is over. */
+int nbd_session_is_over(const struct nbd_session *session, const struct nbd_patience *patience);
+/* Under the mutex. */
+void nbd_session_wait(struct nbd_session *session, int64_t until);
+
+/* A connection for a command of so many bytes; everybody leaves it afterwards, and says whether it was cut off. `enter`
+ * waits for one, and returns NULL if there is none in time; `choose` is under the mutex and for a session that is up. */
+struct nbd_connection *nbd_session_enter(struct nbd_session *session, size_t size, const struct nbd_patience *patience);
+struct nbd_connection *nbd_session_choose(struct nbd_session *session, size_t size);
+void nbd_session_leave(struct nbd_session *session, struct nbd_connection *connection, int broken);
+
+/* Ends the patience of all who wait now. Whoever comes later waits as long as ever. */
+void nbd_session_interrupt(struct nbd_session *session);
+
+/* The errno of a write that could not be done again, once; 0 if there was none. */
+int nbd_session_take_refused(struct nbd_session *session);
+
+/* Asks the server for the export's size again. Returns 0 or an errno. */
+int nbd_session_refresh(struct nbd_session *session);
+
+#endif
