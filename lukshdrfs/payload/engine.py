@@ -90,6 +90,10 @@ def _program(name: str, package: str) -> str:
     return found
 
 
+_UNLESS_ORPHANED = 'test "$PPID" = "$0" && exec "$@"'
+"""Whoever was killed before the kernel knew that it is to tell the engine of that must not leave it behind."""
+
+
 class Engine:
     """A running engine. Close it when nothing is written any more."""
 
@@ -143,14 +147,15 @@ class Engine:
         self._socket.unlink(missing_ok=True)
         self._process = subprocess.Popen(
             # it ends with us, however that comes; not by Python in the child, for other threads may hold its locks
-            [self._setpriv, "--pdeathsig", "TERM", self._fixed[0], "--blockdev", node, *self._fixed[1:]],
+            [self._setpriv, "--pdeathsig", "TERM", "/bin/sh", "-c", _UNLESS_ORPHANED, str(os.getpid()),
+             self._fixed[0], "--blockdev", node, *self._fixed[1:]],
             stdin=subprocess.DEVNULL,
             stdout=subprocess.DEVNULL,
             stderr=self._said,
             cwd="/",
             env=for_children(),
             start_new_session=True,
-        )
+        )  # fmt: skip
         deadline = time.monotonic() + START_PATIENCE_S
         while not self._answers():
             if self._process.poll() is not None:

@@ -19,6 +19,7 @@ from support.mounts import LUKSHDRFS, Mounted, is_mounted, lukshdrfs
 from support.processes import commands, kill, wait_gone
 from support.tools import program, qemu10
 from support.volumes import MIB, new_files
+from support.waiting import wait_until
 
 pytestmark = pytest.mark.needs("fuse", "cryptsetup", "qemu-storage-daemon", "qemu-img")
 
@@ -244,3 +245,28 @@ def test_daemon_that_dies_takes_its_engine_along(image: LuksFiles, tmp_path: Pat
         assert lukshdrfs("unmount", mount.mountpoint).returncode == 0
     with qcow2(image, "--read-only") as mount:
         assert mount.image.read_bytes()[:7] == b"written"
+
+
+def test_daemon_that_dies_while_its_engine_starts(image: LuksFiles, tmp_path: Path) -> None:
+    """Whoever is killed before the engine can hear of it leaves none behind."""
+    programs, begun, gone = tmp_path / "bin", tmp_path / "begun", tmp_path / "gone"
+    for folder in (programs, tmp_path / "mnt"):
+        folder.mkdir()
+    slow = programs / "setpriv"
+    slow.write_text(
+        f'#!/bin/sh\n: > {begun}\nwhile [ ! -e {gone} ]; do sleep 0.01; done\nexec {program("setpriv")} "$@"\n'
+    )
+    slow.chmod(0o755)
+    with subprocess.Popen(
+        [LUKSHDRFS, "mount", "-f", "--payload-format", "qcow2", "--header", image.header, "--key-file",
+         image.key_file, image.payload, tmp_path / "mnt"],
+        env={**os.environ, "LUKSHDRFS_QEMU": str(programs)},
+    ) as daemon:  # fmt: skip
+        wait_until(begun.exists, "the engine begins to start")
+        daemon.kill()
+        daemon.wait()
+        gone.touch()
+    slowly = [pid for pid, words in commands().items() if any(str(image.payload) in word for word in words)]
+    for pid in slowly:
+        wait_gone(pid)
+    assert not engines(tmp_path)
