@@ -16,7 +16,7 @@ from pathlib import Path
 import pytest
 from support.cryptsetup import XTS_512, LuksFiles, volume_key
 from support.devices import detach, loop_device
-from support.mounts import Mounted, is_mounted, lukshdrfs
+from support.mounts import LUKSHDRFS, Mounted, is_mounted, lukshdrfs
 from support.processes import alive, memory_holds, wait_gone
 from support.tools import program
 from support.volumes import MIB, MakeVolume
@@ -88,17 +88,38 @@ def test_what_was_acknowledged_is_there(volume: LuksFiles) -> None:
         assert opened.pread(MIB, offset=0) == plain
 
 
-def test_lock_all(make_volume: MakeVolume) -> None:
-    """`lock --all` locks every mount."""
-    with contextlib.ExitStack() as mounts:
-        both = [
-            mounts.enter_context(Mounted(files.payload, header=files.header, key_file=files.key_file))
-            for files in (make_volume(), make_volume())
-        ]
-        assert lukshdrfs("lock", "--all").returncode == 0
-        assert not any(is_mounted(mount.mountpoint) for mount in both)
-        for mount in both:
-            wait_gone(mount.pid)
+LOCK_ALL = """
+set -eu
+program=$1 volumes=$2
+findmnt --noheadings --raw --output TARGET --types fuse.lukshdrfs | while read -r other; do umount --lazy "$other"; done
+for volume in $volumes; do
+    mkdir "$volume/mnt"
+    "$program" mount --header "$volume/header" --key-file "$volume/key" "$volume/payload" "$volume/mnt"
+    mountpoint "$volume/mnt"
+done
+"$program" lock --all
+for volume in $volumes; do if mountpoint --quiet "$volume/mnt"; then echo "$volume is not locked"; fi; done
+"""
+
+
+@pytest.mark.root
+@pytest.mark.needs("unshare")
+def test_lock_all(make_volume: MakeVolume, tmp_path: Path) -> None:
+    """`lock --all` locks every mount: here all of a namespace, which has none but these."""
+    folders = []
+    for number in range(2):
+        files, folder = make_volume(), tmp_path / str(number)
+        folder.mkdir()
+        for path, name in ((files.header, "header"), (files.key_file, "key"), (files.payload, "payload")):
+            shutil.copy(path, folder / name)
+        folders.append(folder)
+    done = subprocess.run(
+        [program("unshare"), "--mount", "--propagation=private", "sh", "-c", LOCK_ALL, "sh", LUKSHDRFS,
+         " ".join(map(str, folders))],
+        capture_output=True, text=True, timeout=60, check=False,
+    )  # fmt: skip
+    assert (done.returncode, done.stderr) == (0, "")
+    assert done.stdout == "".join(f"{folder}/mnt is a mountpoint\n" for folder in folders)
 
 
 def test_lock_of_what_is_no_mount(tmp_path: Path) -> None:
