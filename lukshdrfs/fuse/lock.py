@@ -42,14 +42,20 @@ def ignore_lock_signal() -> None:
 async def lock_when_due(
     volume: Volume, file_system: ImageFileSystem, mounted: Mount | None, policy: LockPolicy
 ) -> None:
-    """Wait for a reason to lock, and lock."""
+    """Wait for a reason to lock, and lock: to the end, though the mount may end meanwhile."""
     await file_system.initialised.wait()
     reason = await _reason_to_lock(policy, lambda: file_system.requests)
     log.warning("locking: %s", reason)
+    with trio.CancelScope(shield=True):
+        await _lock(volume, file_system, mounted)
+
+
+async def _lock(volume: Volume, file_system: ImageFileSystem, mounted: Mount | None) -> None:
     drained = await file_system.lock(PATIENCE_S)
     if not drained:
-        volume.interrupt()
+        volume.be_patient(patient=False)
         drained = await file_system.lock(PATIENCE_S)
+        volume.be_patient(patient=True)
     if not drained:
         log.error("requests hang at the payload; the daemon ends at once")
         _take_away(mounted)

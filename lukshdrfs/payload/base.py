@@ -61,8 +61,12 @@ class Payload(Protocol):
     def flush(self) -> None:
         """Return when everything written is on the storage itself."""
 
-    def interrupt(self) -> None:
-        """Have what waits for a storage that is away fail with EIO at once, where that can be done."""
+    def be_patient(self, *, patient: bool) -> None:
+        """
+        Wait for a storage that is away, or not.
+
+        If not, what waits fails with EIO at once, and so does all that comes; as far as that can be had.
+        """
 
     def resize(self, size: int) -> None:
         """Make it `size` bytes long, new ones being zero. Raises PayloadError, with EPERM where that cannot be."""

@@ -134,7 +134,7 @@ class FilePayload:
         except OSError as error:
             raise self._failure("flushing", 0, error) from None
 
-    def interrupt(self) -> None:
+    def be_patient(self, *, patient: bool) -> None:
         """See Payload. The kernel has it, and lets nobody go."""
 
     def resize(self, size: int) -> None:

@@ -156,9 +156,9 @@ class NbdPayload:
         if not self._read_only:
             self._check(lib.nbd_client_flush(self._opened()), "flushing", 0)
 
-    def interrupt(self) -> None:
-        """See Payload. What was acknowledged is still kept."""
-        lib.nbd_client_interrupt(self._opened())
+    def be_patient(self, *, patient: bool) -> None:
+        """See Payload. What was acknowledged stays kept."""
+        lib.nbd_client_be_patient(self._opened(), patient)
 
     def resize(self, size: int) -> None:
         """See Payload. NBD has no command for it."""

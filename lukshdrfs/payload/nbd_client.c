@@ -14,7 +14,6 @@
  * mark forgotten. */
 struct errand {
     struct nbd_command command; /* first: the command is the errand */
-    struct nbd_patience patience;
     int keep;
     uint64_t mark;
     /* of those that nobody waits for: */
@@ -65,12 +64,11 @@ static void settle(struct nbd_client *client, struct errand *errand) {
         unflushed_writes_forget(&client->session.unflushed, errand->mark);
 }
 
-/* Carries a command out on any session, until the patience is over. Whoever was cut off does it again: reads change
- * nothing, and a write that is done twice is the same write. Returns 0 or an errno. */
+/* Carries a command out on any session, until its time is over. Whoever was cut off does it again: reads change nothing,
+ * and a write that is done twice is the same write. Returns 0, an errno that the server gave, or NBD_NO_ANSWER. */
 static int carry_out(struct nbd_client *client, struct errand *errand) {
     struct nbd_connection *connection;
-    errand->command.until = errand->patience.until;
-    while ((connection = nbd_session_enter(&client->session, errand->command.size, &errand->patience))) {
+    while ((connection = nbd_session_enter(&client->session, errand->command.size, errand->command.until))) {
         int error = nbd_connection_run(connection, &errand->command);
         if (error == 0)
             settle(client, errand);
@@ -78,7 +76,7 @@ static int carry_out(struct nbd_client *client, struct errand *errand) {
         if (error >= 0)
             return error ? storage_error(error) : 0;
     }
-    return EIO;
+    return NBD_NO_ANSWER;
 }
 
 /* --- flushes ------------------------------------------------------------------------------------------------------- */
@@ -86,17 +84,18 @@ static int carry_out(struct nbd_client *client, struct errand *errand) {
 static int flush_once(struct nbd_client *client) {
     if (!client->session.can_flush)
         return 0;
-    struct errand errand = {.command = {.kind = NBD_FLUSH}, .patience = nbd_session_patience(&client->session),
+    struct errand errand = {.command = {.kind = NBD_FLUSH, .until = nbd_session_deadline(&client->session)},
                             .mark = unflushed_writes_mark(&client->session.unflushed)};
     return carry_out(client, &errand);
 }
 
-/* Under the mutex. Tells those who waited for a flush what has become of it. */
-static void tell_waiters(struct nbd_client *client, struct flush_waiter *waiters, int error) {
-    int heard = 0;
+/* Under the mutex. Tells those who waited for a flush what has become of it. A flush without an answer has lost nothing:
+ * all of it is still kept. */
+static void tell_waiters(struct nbd_client *client, struct flush_waiter *waiters, int result) {
+    int heard = 0, error = result < 0 ? EIO : result;
     for (struct flush_waiter *each = waiters; each; each = each->next)
         heard |= each->asked;
-    if (error && !heard) {
+    if (result > 0 && !heard) {
         client->failed = error;
         pthread_mutex_lock(&client->session.mutex);
         client->flush_failed = error;
@@ -132,10 +131,10 @@ static int flush(struct nbd_client *client, int asked) {
         client->flush_waiters = NULL;
         client->flushing = 1;
         pthread_mutex_unlock(&client->flush_mutex);
-        int error = flush_once(client);
+        int result = flush_once(client);
         pthread_mutex_lock(&client->flush_mutex);
         client->flushing = 0;
-        tell_waiters(client, waiters, error);
+        tell_waiters(client, waiters, result);
     }
     pthread_mutex_unlock(&client->flush_mutex);
     return waiter.error;
@@ -166,8 +165,9 @@ static int in_commands(struct nbd_client *client, struct nbd_command rest, int k
         if (keep)
             error = reserve(client, size);
         if (!error) {
-            struct errand errand = {.command = rest, .patience = nbd_session_patience(session), .keep = keep};
+            struct errand errand = {.command = rest, .keep = keep};
             errand.command.size = size;
+            errand.command.until = nbd_session_deadline(session);
             error = carry_out(client, &errand);
             if (error && keep)
                 unflushed_writes_cancel(&session->unflushed, size);
@@ -176,7 +176,7 @@ static int in_commands(struct nbd_client *client, struct nbd_command rest, int k
         rest.offset += size;
         rest.size -= size;
     }
-    return error;
+    return error < 0 ? EIO : error;
 }
 
 static int read_blocks(struct nbd_client *client, uint8_t *data, size_t size, uint64_t offset) {
@@ -282,6 +282,7 @@ static void errand_answered(struct nbd_command *command, int error) {
     struct errand *errand = (struct errand *)command;
     struct nbd_client *client = errand->client;
     struct nbd_session *session = &client->session;
+    struct nbd_connection *connection = errand->connection; /* whoever ends the errand may come before it is left */
     if (error == 0)
         settle(client, errand);
     if (error < 0) {
@@ -289,10 +290,10 @@ static void errand_answered(struct nbd_command *command, int error) {
         errand->next = client->cut_off;
         client->cut_off = errand;
         pthread_mutex_unlock(&session->mutex);
-        nbd_session_leave(session, errand->connection, 1);
+        nbd_session_leave(session, connection, 1);
         return;
     }
-    nbd_session_leave(session, errand->connection, 0);
+    nbd_session_leave(session, connection, 0);
     end_errand(errand, error ? storage_error(error) : 0);
 }
 
@@ -307,11 +308,10 @@ int nbd_client_start(struct nbd_client *client, int writing, uint8_t *data, size
     struct errand *errand = malloc(sizeof *errand);
     if (!errand)
         return 0;
-    struct nbd_patience patience = nbd_session_patience(session);
     *errand = (struct errand){
         .command = {.kind = writing ? NBD_WRITE : NBD_READ, .data = data, .size = size, .offset = offset,
-                    .until = patience.until, .finished = errand_answered},
-        .patience = patience, .keep = keep, .client = client, .finished = finished, .argument = argument};
+                    .until = nbd_session_deadline(session), .finished = errand_answered},
+        .keep = keep, .client = client, .finished = finished, .argument = argument};
     if (keep && !unflushed_writes_reserve(&session->unflushed, size)) {
         free(errand);
         return 0;
@@ -339,9 +339,9 @@ static int see_to_cut_off(struct nbd_client *client, int64_t *next) {
     *next = INT64_MAX / 2;
     while (*at) {
         struct errand *errand = *at;
-        int late = client->ending || nbd_session_is_over(session, &errand->patience);
+        int late = client->ending || nbd_session_is_over(session, errand->command.until);
         if (!late && session->state != NBD_UP && !session->given_up) {
-            *next = errand->patience.until < *next ? errand->patience.until : *next;
+            *next = errand->command.until < *next ? errand->command.until : *next;
             at = &errand->next;
             continue;
         }
@@ -440,7 +440,7 @@ struct nbd_client *nbd_client_open(const struct nbd_client_config *config, int *
 
 void nbd_client_close(struct nbd_client *client) { release(client); }
 
-void nbd_client_interrupt(struct nbd_client *client) { nbd_session_interrupt(&client->session); }
+void nbd_client_be_patient(struct nbd_client *client, int patient) { nbd_session_be_patient(&client->session, patient); }
 
 int nbd_client_refresh(struct nbd_client *client) { return nbd_session_refresh(&client->session); }
 

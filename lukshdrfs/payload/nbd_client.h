@@ -53,9 +53,9 @@ typedef void (*nbd_client_finished)(void *argument, int error);
 int nbd_client_start(struct nbd_client *client, int writing, uint8_t *data, size_t size, uint64_t offset,
                      nbd_client_finished finished, void *argument);
 
-/* Has everything that waits for the server fail with EIO at once. What was acknowledged stays kept, and whoever comes later
- * waits as long as ever. */
-void nbd_client_interrupt(struct nbd_client *client);
+/* With 0, nobody waits for the server any more: whatever is under way fails with EIO, and so does all that comes, until
+ * it is told to be patient again. What was acknowledged stays kept. */
+void nbd_client_be_patient(struct nbd_client *client, int patient);
 
 /* Asks the server for the export's size again. Returns 0 or an errno. */
 int nbd_client_refresh(struct nbd_client *client);

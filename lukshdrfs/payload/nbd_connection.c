@@ -233,7 +233,9 @@ static const char *connect_handle(struct nbd_connection *connection, const char 
 static void take_leave(struct nbd_connection *connection) {
     int socket = connection->transmission.socket;
     char ignored[4096];
-    nbd_transmission_end(&connection->transmission);
+    if (!connection->by_libnbd) /* under TLS, the end of the stream says it */
+        nbd_transmission_end(&connection->transmission);
+    connection->transmission.socket = -1;
     if (shutdown(socket, SHUT_WR) < 0)
         return; /* the server is gone */
     for (int64_t until = nbd_now_ms() + FAREWELL_MS; nbd_now_ms() < until;) {
@@ -244,7 +246,7 @@ static void take_leave(struct nbd_connection *connection) {
 }
 
 static void close_handle(struct nbd_connection *connection) {
-    if (connection->handle && !connection->by_libnbd && connection->transmission.socket >= 0)
+    if (connection->handle && connection->transmission.socket >= 0)
         take_leave(connection);
     if (connection->handle)
         connection->library->close(connection->handle);

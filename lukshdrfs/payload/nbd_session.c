@@ -14,7 +14,8 @@
 #define CONNECT_MS 10000                     /* for one attempt */
 #define RETRY_MS 250                         /* between two attempts */
 #define AGAIN_MS 10                          /* after one that was in vain only later */
-#define AGAIN_AT_ONCE 32                     /* writes that are done again */
+#define AGAIN_AT_ONCE 32                     /* writes that are done again, */
+#define AGAIN_BYTES ((uint64_t)1 << 20)      /* and how much of them: all of it has to come through in time */
 
 typedef void (*told_function)(uintptr_t about, int what, const char *words);
 
@@ -115,6 +116,7 @@ struct again {
     pthread_cond_t called;
     struct write_again writes[AGAIN_AT_ONCE];
     unsigned under_way;
+    uint64_t bytes_under_way;
     uint64_t total; /* bytes that were written */
     int refused;    /* an errno of the server's */
     int cut_off;
@@ -126,6 +128,7 @@ static void written_again(struct nbd_command *command, int error) {
     pthread_mutex_lock(&again->mutex);
     write->under_way = 0;
     again->under_way--;
+    again->bytes_under_way -= command->size;
     if (error < 0)
         again->cut_off = 1;
     else if (error)
@@ -140,6 +143,8 @@ static void written_again(struct nbd_command *command, int error) {
  * one place have theirs. */
 static struct write_again *place_for(struct again *again, const struct unflushed_write *kept) {
     struct write_again *place = NULL;
+    if (again->under_way && again->bytes_under_way + kept->size > AGAIN_BYTES)
+        return NULL;
     for (size_t i = 0; i < AGAIN_AT_ONCE; i++) {
         struct write_again *write = &again->writes[i];
         if (!write->under_way)
@@ -180,9 +185,10 @@ static int write_again(struct nbd_session *session) {
             break;
         *write = (struct write_again){
             .command = {.kind = NBD_WRITE, .data = kept->data, .size = kept->size, .offset = kept->offset,
-                        .until = nbd_now_ms() + session->config.patience_ms, .finished = written_again},
+                        .until = nbd_session_deadline(session), .finished = written_again},
             .of = &again, .under_way = 1};
         again.under_way++;
+        again.bytes_under_way += kept->size;
         pthread_mutex_unlock(&again.mutex);
         nbd_connection_start(&session->connections[0], &write->command);
         pthread_mutex_lock(&again.mutex);
@@ -209,12 +215,10 @@ static int write_again(struct nbd_session *session) {
 
 /* --- using it ------------------------------------------------------------------------------------------------------ */
 
-struct nbd_patience nbd_session_patience(const struct nbd_session *session) {
-    return (struct nbd_patience){nbd_now_ms() + session->config.patience_ms, atomic_load(&session->interruptions)};
-}
+int64_t nbd_session_deadline(const struct nbd_session *session) { return nbd_now_ms() + session->config.patience_ms; }
 
-int nbd_session_is_over(const struct nbd_session *session, const struct nbd_patience *patience) {
-    return patience->interruptions != atomic_load(&session->interruptions) || nbd_now_ms() >= patience->until;
+int nbd_session_is_over(const struct nbd_session *session, int64_t until) {
+    return atomic_load(&session->impatient) || nbd_now_ms() >= until;
 }
 
 void nbd_session_wait(struct nbd_session *session, int64_t until) {
@@ -234,14 +238,14 @@ struct nbd_connection *nbd_session_choose(struct nbd_session *session, size_t si
     return &session->connections[least];
 }
 
-struct nbd_connection *nbd_session_enter(struct nbd_session *session, size_t size, const struct nbd_patience *patience) {
+struct nbd_connection *nbd_session_enter(struct nbd_session *session, size_t size, int64_t until) {
     struct nbd_connection *chosen = NULL;
     pthread_mutex_lock(&session->mutex);
     /* nobody waits for a server that others have waited for in vain */
-    while (session->state != NBD_UP && !session->given_up && !nbd_session_is_over(session, patience))
-        nbd_session_wait(session, patience->until);
+    while (session->state != NBD_UP && !session->given_up && !nbd_session_is_over(session, until))
+        nbd_session_wait(session, until);
     /* what is late already would only break the session */
-    if (session->state == NBD_UP && !nbd_session_is_over(session, patience))
+    if (session->state == NBD_UP && !nbd_session_is_over(session, until))
         chosen = nbd_session_choose(session, size);
     pthread_mutex_unlock(&session->mutex);
     return chosen;
@@ -274,12 +278,12 @@ void nbd_session_leave(struct nbd_session *session, struct nbd_connection *conne
     pthread_mutex_unlock(&session->mutex);
 }
 
-void nbd_session_interrupt(struct nbd_session *session) {
+void nbd_session_be_patient(struct nbd_session *session, int patient) {
     pthread_mutex_lock(&session->mutex);
-    atomic_fetch_add(&session->interruptions, 1);
-    if (session->state == NBD_UP && session->users)
+    atomic_store(&session->impatient, !patient);
+    if (!patient && session->state == NBD_UP && session->users)
         lose(session);
-    if (session->state == NBD_FAILING)
+    if (!patient && session->state == NBD_FAILING)
         break_all(session);
     pthread_cond_broadcast(&session->changed);
     pthread_mutex_unlock(&session->mutex);

@@ -19,12 +19,6 @@
 
 enum nbd_session_state { NBD_UP, NBD_FAILING, NBD_DOWN };
 
-/* How long somebody waits: until a time of nbd_now_ms(), or until all are interrupted who wait already. */
-struct nbd_patience {
-    int64_t until;
-    unsigned interruptions;
-};
-
 struct nbd_session {
     struct nbd_client_config config;
     char *uri;
@@ -35,7 +29,7 @@ struct nbd_session {
     uint64_t block, largest; /* the server's minimum and maximum, bytes */
     int can_flush, can_fua;
 
-    atomic_uint interruptions;
+    atomic_int impatient; /* nobody waits for the server, and nobody begins to */
     atomic_int ending;
     pthread_mutex_t mutex; /* for all that follows, up to the connections themselves */
     pthread_cond_t changed;
@@ -65,20 +59,21 @@ void nbd_session_destroy(struct nbd_session *session);
 
 void nbd_session_tell(const struct nbd_session *session, int what, const char *words);
 
-struct nbd_patience nbd_session_patience(const struct nbd_session *session);
-/* Under the mutex: whether the time of somebody who waits is over. */
-int nbd_session_is_over(const struct nbd_session *session, const struct nbd_patience *patience);
+/* Until when whoever begins now waits, of nbd_now_ms(). */
+int64_t nbd_session_deadline(const struct nbd_session *session);
+/* Whether the time of somebody who waits until then is over. */
+int nbd_session_is_over(const struct nbd_session *session, int64_t until);
 /* Under the mutex. */
 void nbd_session_wait(struct nbd_session *session, int64_t until);
 
 /* A connection for a command of so many bytes; everybody leaves it afterwards, and says whether it was cut off. `enter`
  * waits for one, and returns NULL if there is none in time; `choose` is under the mutex and for a session that is up. */
-struct nbd_connection *nbd_session_enter(struct nbd_session *session, size_t size, const struct nbd_patience *patience);
+struct nbd_connection *nbd_session_enter(struct nbd_session *session, size_t size, int64_t until);
 struct nbd_connection *nbd_session_choose(struct nbd_session *session, size_t size);
 void nbd_session_leave(struct nbd_session *session, struct nbd_connection *connection, int broken);
 
-/* Ends the patience of all who wait now. Whoever comes later waits as long as ever. */
-void nbd_session_interrupt(struct nbd_session *session);
+/* See nbd_client_be_patient(). */
+void nbd_session_be_patient(struct nbd_session *session, int patient);
 
 /* The errno of a write that could not be done again, once; 0 if there was none. */
 int nbd_session_take_refused(struct nbd_session *session);

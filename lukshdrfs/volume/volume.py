@@ -207,9 +207,9 @@ class Volume:
         """Return when everything written is on the payload's storage. Raises PayloadError."""
         self._payload.flush()
 
-    def interrupt(self) -> None:
-        """Have reads and writes that wait for a storage that is away fail at once, where that can be done."""
-        self._payload.interrupt()
+    def be_patient(self, *, patient: bool) -> None:
+        """Have reads and writes wait for a storage that is away, or fail at once, as far as that can be had."""
+        self._payload.be_patient(patient=patient)
 
     def wipe_keys(self) -> None:
         """Wipe the key, and keep the payload. Nobody may be reading or writing, and nobody can from now on."""

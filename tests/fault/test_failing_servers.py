@@ -337,7 +337,30 @@ def test_lock_while_the_server_is_away(make_volume: MakeVolume, tmp_path: Path, 
     assert decrypted(files)[:12] == b"acknowledged"
 
 
-def test_interrupted(disk: Path, tmp_path: Path) -> None:
+def test_lock_flushes_though_the_mount_ends_meanwhile(make_volume: MakeVolume, tmp_path: Path) -> None:
+    """What was acknowledged is flushed, even if the daemon is told to end while it locks."""
+    files, socket, flushed = make_volume(XTS_512), tmp_path / "socket", tmp_path / "flushed"
+    plugin = (
+        "eval", f"get_size=echo {files.payload.stat().st_size}", "can_write=exit 0", "can_flush=exit 0",
+        f"flush=echo >> {flushed}", "pwrite=sleep 2; cat > /dev/null", f"pread=head -c $3 {files.payload}",
+    )  # fmt: skip
+    with nbdkit(socket, *plugin), over_nbd(files, address(socket)) as mount:
+        image = os.open(mount.image, os.O_RDWR | os.O_DIRECT)
+        page = mmap.mmap(-1, 4096)
+        writer = threading.Thread(target=os.pwritev, args=(image, [page], 0))
+        writer.start()
+        time.sleep(0.5)
+        for number in (signal.SIGUSR1, signal.SIGTERM, signal.SIGTERM):
+            os.kill(mount.pid, number)
+            time.sleep(0.2)
+        writer.join()
+        with contextlib.suppress(ConnectionAbortedError):  # nobody is there any more
+            os.close(image)
+        wait_gone(mount.pid)
+        assert flushed.exists()
+
+
+def test_nobody_waits(disk: Path, tmp_path: Path) -> None:
     """Those who wait fail at once, be the server away or only silent; what was acknowledged is kept."""
     socket = tmp_path / "socket"
     with forgetful(disk, socket) as server, opened(socket, patience_s=30) as payload:
@@ -353,17 +376,24 @@ def test_interrupted(disk: Path, tmp_path: Path) -> None:
                 except PayloadError as error:
                     caught.append(error.errno)  # noqa: B023 - joined below
 
-            readers = [threading.Thread(target=read) for _ in range(4)]
+            def flush() -> None:
+                try:
+                    payload.flush()
+                except PayloadError as error:
+                    caught.append(error.errno)  # noqa: B023 - joined below
+
+            readers = [threading.Thread(target=work) for work in (read, flush) * 4]
             for reader in readers:
                 reader.start()
-            time.sleep(0.3)
+                time.sleep(0.05)  # flushes wait for each other
             start = time.monotonic()
-            payload.interrupt()
+            payload.be_patient(patient=False)
             for reader in readers:
                 reader.join()
             assert time.monotonic() - start < 1
-            assert caught == [errno.EIO] * 4
+            assert caught == [errno.EIO] * 8
             assert payload.unflushed
+            payload.be_patient(patient=True)
         server.kill()
         server.start()
         payload.flush()
@@ -388,7 +418,7 @@ def test_close_does_not_wait_for_a_server(disk: Path, tmp_path: Path) -> None:
             reader = threading.Thread(target=_read_in_vain, args=(payload,))
             reader.start()
             time.sleep(0.7)  # it is being connected to
-            payload.interrupt()
+            payload.be_patient(patient=False)
             reader.join()
             start = time.monotonic()
             payload.close()
@@ -414,6 +444,25 @@ def test_many_writes_are_done_again_fast(disk: Path, tmp_path: Path) -> None:
             assert time.monotonic() - start < 2000 * 0.02 / 2
             far.kill()
     assert disk.read_bytes() == model
+
+
+def test_much_is_done_again_over_a_slow_link(disk: Path, tmp_path: Path) -> None:
+    """It may take longer than anybody waits for one request: it comes to an end nevertheless."""
+    socket = tmp_path / "socket"
+    slow = nbdkit(socket, "--filter=rate", "file", disk, "rate=8M")  # bits a second
+    with forgetful(disk, socket) as server, opened(socket, patience_s=2) as payload:
+        for turn in range(8):
+            payload.write(memoryview(bytes([turn]) * MIB), turn % 4 * MIB)
+        server.kill()
+        with slow:
+            deadline = time.monotonic() + 20
+            while payload.unflushed:
+                assert time.monotonic() < deadline
+                with contextlib.suppress(PayloadError):
+                    payload.flush()
+                time.sleep(0.1)
+            slow.kill()
+    assert disk.read_bytes() == b"".join(bytes([turn]) * MIB for turn in range(4, 8))
 
 
 def test_fsyncs_share_a_flush(disk: Path, tmp_path: Path) -> None:

@@ -14,7 +14,7 @@ import pytest
 from support.cryptsetup import LUKS1_XTS, XTS_512, XTS_4096, Format, LuksFiles, make_header
 from support.mounts import LUKSHDRFS, Mounted, lukshdrfs
 from support.nbd import address, nbdkit, over_nbd
-from support.processes import memory_holds
+from support.processes import CAP_SYS_RESOURCE, has_capability, memory_holds
 from support.terminal import Terminal
 from support.tools import program
 from support.volumes import MIB, MakeVolume, new_files
@@ -81,8 +81,8 @@ def test_programs_that_are_started_get_a_clean_environment(tmp_path: Path) -> No
 @pytest.mark.root
 def test_memory_for_writing_is_found_without_writing(volume: LuksFiles) -> None:
     """As root the process is an I/O flusher: a loop device on the image cannot wait for itself when memory is short."""
-    cap_sys_resource, pf_memalloc_noio = 1 << 24, 0x00080000  # linux/capability.h, linux/sched.h
-    if not int(status_of(Path("/proc/self"))["CapEff"], 16) & cap_sys_resource:
+    pf_memalloc_noio = 0x00080000  # linux/sched.h
+    if not has_capability(CAP_SYS_RESOURCE):
         pytest.skip("this root has no CAP_SYS_RESOURCE")
     with Mounted(volume.payload, header=volume.header, key_file=volume.key_file) as mount:
         for task in Path(f"/proc/{mount.pid}/task").iterdir():

@@ -1,10 +1,11 @@
 /* Uses an NBD client from many threads at once while the server is in trouble, and checks every byte.
  *
- *   nbd_stress SOCKET SEED THREADS ROUNDS MINIMUM_BLOCK
+ *   nbd_stress SOCKET SEED THREADS ROUNDS MINIMUM_BLOCK IMPATIENT
  *
  * The server is a thread of this program that speaks the protocol by itself (proto.md): it answers in any order, in
  * pieces of any size, drops its connections again and again, and forgets what it was not told to flush when it does.
- * Each thread owns places of the export and knows what must be in them. Built with sanitizers by test_nbd_client.py. */
+ * Each thread owns places of the export and knows what must be in them. With IMPATIENT, the client is told again and again
+ * not to wait, and what fails then is done once more. Built with sanitizers by test_nbd_client.py. */
 #define _GNU_SOURCE
 #include <endian.h>
 #include <errno.h>
@@ -28,7 +29,7 @@
 static uint8_t durable[MAX_THREADS * UNITS * UNIT], cached[sizeof durable];
 static pthread_mutex_t store = PTHREAD_MUTEX_INITIALIZER;
 static atomic_int generation, over, crashes;
-static unsigned threads, rounds, block;
+static unsigned threads, rounds, block, impatient;
 static size_t size;
 
 #define CHECK(condition) ((condition) ? (void)0 : fail(#condition, __LINE__))
@@ -250,7 +251,7 @@ static void finished(void *argument, int error) {
 }
 
 /* By one of the two ways. Units of one thread lie between those of others, so that they share blocks. */
-static int transfer(struct user *user, int writing, uint8_t *data, size_t count, uint64_t offset) {
+static int transfer_once(struct user *user, int writing, uint8_t *data, size_t count, uint64_t offset) {
     user->done = 0;
     if (rnd(&user->state, 2) &&
         nbd_client_start(user->client, writing, data, count, offset, finished, user)) {
@@ -264,6 +265,32 @@ static int transfer(struct user *user, int writing, uint8_t *data, size_t count,
                    : nbd_client_read(user->client, data, count, offset);
 }
 
+static int transfer(struct user *user, int writing, uint8_t *data, size_t count, uint64_t offset) {
+    int error = transfer_once(user, writing, data, count, offset);
+    while (error == EIO && impatient)
+        error = transfer_once(user, writing, data, count, offset);
+    return error;
+}
+
+static int flush(struct nbd_client *client) {
+    int error = nbd_client_flush(client);
+    while (error == EIO && impatient)
+        error = nbd_client_flush(client);
+    return error;
+}
+
+static void *lose_patience(void *argument) {
+    uint64_t state = 17;
+    while (!atomic_load(&over)) {
+        for (int patient = 0; patient < 2; patient++) {
+            struct timespec pause = {.tv_nsec = 1000000L * (1 + rnd(&state, patient ? 15 : 3))};
+            nbd_client_be_patient(argument, patient);
+            nanosleep(&pause, NULL);
+        }
+    }
+    return NULL;
+}
+
 static void *use(void *argument) {
     struct user *user = argument;
     uint8_t data[UNIT];
@@ -272,7 +299,7 @@ static void *use(void *argument) {
         uint64_t offset = ((uint64_t)unit * threads + user->number) * UNIT;
         switch (rnd(&user->state, 8)) {
         case 0:
-            CHECK(nbd_client_flush(user->client) == 0);
+            CHECK(flush(user->client) == 0);
             break;
         case 1:
         case 2:
@@ -296,18 +323,19 @@ static void told(uintptr_t about, int what, const char *words) {
 }
 
 int main(int count, char **arguments) {
-    CHECK(count == 6);
+    CHECK(count == 7);
     uint64_t seed = strtoull(arguments[2], NULL, 10);
     threads = (unsigned)atoi(arguments[3]);
     rounds = (unsigned)atoi(arguments[4]);
     block = (unsigned)atoi(arguments[5]);
+    impatient = (unsigned)atoi(arguments[6]);
     size = (size_t)threads * UNITS * UNIT;
     CHECK(threads <= MAX_THREADS);
     struct sockaddr_un place = {.sun_family = AF_UNIX};
     strncpy(place.sun_path, arguments[1], sizeof place.sun_path - 1);
     int listener = socket(AF_UNIX, SOCK_STREAM, 0);
     CHECK(bind(listener, (struct sockaddr *)&place, sizeof place) == 0 && listen(listener, 16) == 0);
-    pthread_t listening, crashing;
+    pthread_t listening, crashing, losing;
     CHECK(pthread_create(&listening, NULL, listen_for, &listener) == 0);
 
     char uri[256], words[256] = "";
@@ -320,6 +348,8 @@ int main(int count, char **arguments) {
         fprintf(stderr, "%d %s\n", trouble, words);
     CHECK(client != NULL);
     CHECK(pthread_create(&crashing, NULL, crash, &seed) == 0);
+    if (impatient)
+        CHECK(pthread_create(&losing, NULL, lose_patience, client) == 0);
     struct user *users = calloc(threads, sizeof *users);
     for (unsigned i = 0; i < threads; i++) {
         users[i].client = client;
@@ -331,9 +361,11 @@ int main(int count, char **arguments) {
     }
     for (unsigned i = 0; i < threads; i++)
         pthread_join(users[i].thread, NULL);
-    CHECK(nbd_client_flush(client) == 0);
+    CHECK(flush(client) == 0);
     atomic_store(&over, 1);
     pthread_join(crashing, NULL);
+    if (impatient)
+        pthread_join(losing, NULL);
     nbd_client_close(client);
     pthread_join(listening, NULL);
     pthread_mutex_lock(&store);

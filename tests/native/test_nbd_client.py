@@ -25,11 +25,13 @@ def stress(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFact
 
 
 @pytest.mark.parametrize(("threads", "rounds"), [(1, 3000), (4, 2000), (16, 800)])
-@pytest.mark.parametrize("block", [1, 4096])
-def test_every_acknowledged_byte_is_there(stress: Path, tmp_path: Path, threads: int, rounds: int, block: int) -> None:
+@pytest.mark.parametrize(("block", "impatient"), [(1, 0), (4096, 0), (1, 1)])
+def test_every_acknowledged_byte_is_there(
+    stress: Path, tmp_path: Path, threads: int, rounds: int, block: int, impatient: int
+) -> None:
     """Whatever the server forgets, each reads what it wrote, and after a flush all of it is on the storage."""
     done = subprocess.run(
-        [stress, tmp_path / "socket", "7", str(threads), str(rounds), str(block)],
+        [stress, tmp_path / "socket", "7", str(threads), str(rounds), str(block), str(impatient)],
         capture_output=True, text=True, timeout=120, check=False,
         env={"ASAN_OPTIONS": "detect_leaks=0"},
     )  # fmt: skip

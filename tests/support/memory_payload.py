@@ -85,7 +85,7 @@ class MemoryPayload:
     def flush(self) -> None:
         self.flushes += 1
 
-    def interrupt(self) -> None:
+    def be_patient(self, *, patient: bool) -> None:
         """Do nothing: nobody waits for memory."""
 
     def resize(self, size: int) -> None:

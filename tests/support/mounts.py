@@ -134,8 +134,10 @@ class Mounted:
         key_file: Path | None = None,
         mountpoint: Path | None = None,
         name: str = "image",
+        command: Sequence[Argument] = (),
     ) -> None:
         self.payload = payload
+        self._command = command
         self.mountpoint = mountpoint or payload.parent / "mnt"
         self.image = self.mountpoint / name if mountpoint is None or mountpoint.is_dir() else mountpoint
         self._arguments: list[Argument] = [*options]
@@ -148,7 +150,7 @@ class Mounted:
     def __enter__(self) -> Self:
         if not self.mountpoint.exists():
             self.mountpoint.mkdir()
-        done = lukshdrfs("mount", *self._arguments, self.payload, self.mountpoint)
+        done = lukshdrfs("mount", *self._arguments, self.payload, self.mountpoint, command=self._command)
         assert done.returncode == 0, f"mount failed with {done.returncode}: {done.stderr}"
         self.pid = int(read_attribute(self.image, "pid"))
         return self

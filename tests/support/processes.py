@@ -64,3 +64,12 @@ def memory_holds(pid: int, needle: bytes) -> bool:
                 if needle in memory.read(end - start):
                     return True
     return False
+
+
+def has_capability(number: int) -> bool:
+    """Whether this process has a capability, by its number in linux/capability.h."""
+    (line,) = (line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith("CapEff:"))
+    return bool(int(line.split()[1], 16) >> number & 1)
+
+
+CAP_SYS_RESOURCE = 24
