@@ -105,9 +105,11 @@ class SectorCipher:
     def _crypt(self, data: Buffer, iv_sector: int, *, encrypt: bool) -> None:
         if self._cipher is None:
             raise LukshdrfsError(f"cipher {self.spec} is closed")
-        view = ffi.from_buffer("uint8_t[]", data, require_writable=True)
         number = iv_sector & 0xFFFF_FFFF_FFFF_FFFF
-        _check(lib.sector_cipher_crypt(self._cipher, encrypt, view, len(view), number), f"cipher {self.spec}")
+        # given back before anything is raised: an exception's frames may be collected with it
+        with ffi.from_buffer("uint8_t[]", data, require_writable=True) as view:
+            status = lib.sector_cipher_crypt(self._cipher, encrypt, view, len(view), number)
+        _check(status, f"cipher {self.spec}")
 
     @property
     def c_address(self) -> int:

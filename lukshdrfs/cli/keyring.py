@@ -40,7 +40,9 @@ def read_key(description: str) -> SecretBytes:
         raise DeviceError(f"key {description!r} in the kernel's keyring: {_reason(ctypes.get_errno())}")
     secret = SecretBytes(size)
     pointer = (ctypes.c_char * max(size, 1)).from_buffer(secret.view) if size else None
-    if library.keyctl_read(key, pointer, ctypes.c_size_t(size)) != size:
+    found = library.keyctl_read(key, pointer, ctypes.c_size_t(size))
+    del pointer  # nothing may point into the secret when its frame is collected
+    if found != size:
         raise DeviceError(f"key {description!r} in the kernel's keyring changed while it was read; try again")
     return secret
 

@@ -139,16 +139,18 @@ class NbdPayload:
         if offset + len(buffer) > self.size:
             raise PayloadError(f"payload {self._name} ends at byte {self.size}")
         if buffer:
-            data = ffi.from_buffer("uint8_t[]", buffer, require_writable=True)
-            self._check(lib.nbd_client_read(self._opened(), data, len(buffer), offset), "reading", offset)
+            with ffi.from_buffer("uint8_t[]", buffer, require_writable=True) as data:  # see `_check`
+                error = lib.nbd_client_read(self._opened(), data, len(buffer), offset)
+            self._check(error, "reading", offset)
 
     def write(self, data: memoryview, offset: int) -> None:
         """See Payload."""
         if self._read_only:
             raise ReadOnlyError(f"payload {self._name} is open for reading only")
         if data:
-            sectors = ffi.from_buffer("uint8_t[]", data)
-            self._check(lib.nbd_client_write(self._opened(), sectors, len(data), offset), "writing", offset)
+            with ffi.from_buffer("uint8_t[]", data) as sectors:
+                error = lib.nbd_client_write(self._opened(), sectors, len(data), offset)
+            self._check(error, "writing", offset)
             self._written_ns = time.time_ns()
 
     def flush(self) -> None:
@@ -184,6 +186,12 @@ class NbdPayload:
         return self._client
 
     def _check(self, error: int, doing: str, offset: int) -> None:
+        """
+        Raise PayloadError for an errno. Nothing may refer to a buffer's memory any more.
+
+        The exception keeps the frames that it went through, in a cycle as likely as not; a memoryview of which there
+        are exports cannot be collected from a cycle: CPython 3.11 says so, and crashes later.
+        """
         if error:
             raise PayloadError(f"payload {self._name}: {doing} at byte {offset}: {os.strerror(error)}", error)
 

@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import gc
 import mmap
 import os
 import random
 import signal
 import socket as sockets
 import subprocess
+import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -463,6 +465,27 @@ def test_much_is_done_again_over_a_slow_link(disk: Path, tmp_path: Path) -> None
                 time.sleep(0.1)
             slow.kill()
     assert disk.read_bytes() == b"".join(bytes([turn]) * MIB for turn in range(4, 8))
+
+
+def test_errors_can_be_collected(disk: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """An error keeps its frames, and they the buffers; none of them may be in use when the collector comes by."""
+    socket, problems = tmp_path / "socket", list[object]()
+    monkeypatch.setattr(sys, "unraisablehook", problems.append)
+    bad = nbdkit(socket, "--filter=error", "file", disk, "error-pread-rate=100%", "error-pwrite-rate=100%")
+    with bad, opened(socket) as payload:
+
+        def fail(work: Callable[[memoryview, int], None]) -> None:
+            buffer = memoryview(bytearray(512))
+            try:
+                work(buffer, 0)
+            except PayloadError as error:
+                kept: list[object] = [error, buffer]
+                kept.append(kept)  # a cycle, as trio makes them
+
+        for work in (payload.read_into, payload.write):
+            fail(work)
+            gc.collect()
+    assert not problems
 
 
 def test_fsyncs_share_a_flush(disk: Path, tmp_path: Path) -> None:

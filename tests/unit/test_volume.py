@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
+import itertools
 import random
 import threading
 import time
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
@@ -124,6 +127,83 @@ class VolumeIsBytes(RuleBasedStateMachine):
 
 TestVolumeIsBytes = VolumeIsBytes.TestCase
 TestVolumeIsBytes.settings = settings(max_examples=60, stateful_step_count=25, deadline=None)
+
+
+class VolumeOnBadStorage(RuleBasedStateMachine):
+    """Where the storage fails now and then, who asked is told, and no byte outside of what was asked for changes."""
+
+    @initialize(layout=st.sampled_from(LAYOUTS))
+    def open(self, layout: str) -> None:
+        self.extents = extents_of(layout)
+        self.payload = MemoryPayload(PAYLOAD_SIZE)
+        self.volume = Volume(self.payload, self.extents)
+        self.model = bytearray(self.volume.size)
+        self.volume.pwrite(bytes(self.model), 0)
+
+    @rule(
+        data=st.data(),
+        what=st.sampled_from(["before_read", "before_write", "half_way"]),
+        number=st.sampled_from([errno.EIO, errno.ENOSPC, errno.ENOMEM]),
+        after=st.integers(0, 4),
+    )
+    def write(self, data: st.DataObject, what: str, number: int, after: int) -> None:
+        offset = data.draw(st.integers(0, len(self.model) - 1))
+        content = random.Random(data.draw(st.integers(0, 1 << 16))).randbytes(
+            data.draw(st.integers(1, len(self.model) - offset))
+        )
+        before, told = bytes(self.model), None
+        with self.failing(what, number, after):
+            try:
+                assert self.volume.pwrite(content, offset) == len(content)
+            except PayloadError as error:
+                told = error.errno
+        if told is None:
+            self.model[offset : offset + len(content)] = content
+            return
+        assert told == number
+        # of what was asked for, nothing is certain but that it can be read; a sector belongs together
+        self.model = bytearray(self.volume.pread(len(self.model), 0))
+        assert len(self.model) == len(before)
+        for extent in self.extents:
+            for start in range(extent.start, extent.end, extent.sector_size):
+                end = start + extent.sector_size
+                if end <= offset or start >= offset + len(content):
+                    assert self.model[start:end] == before[start:end]
+
+    @rule(data=st.data(), number=st.sampled_from([errno.EIO, errno.ENODEV]), after=st.integers(0, 3))
+    def read(self, data: st.DataObject, number: int, after: int) -> None:
+        offset = data.draw(st.integers(0, len(self.model)))
+        size, told = data.draw(st.integers(0, len(self.model))), None
+        with self.failing("before_read", number, after):
+            try:
+                assert self.volume.pread(size, offset) == self.model[offset : offset + size]
+            except PayloadError as error:
+                told = error.errno
+        assert told in (None, number)
+
+    @invariant()
+    def all_of_it_is_there(self) -> None:
+        assert self.volume.pread(len(self.model), 0) == self.model
+
+    @contextlib.contextmanager
+    def failing(self, what: str, number: int, after: int) -> Iterator[None]:
+        """Have the storage fail from its nth access of a kind on."""
+        accesses = itertools.count()
+
+        def fail(*_place: int) -> None:
+            if next(accesses) >= after:
+                raise PayloadError("bad storage", number)
+
+        usual = getattr(self.payload, what)
+        setattr(self.payload, what, fail)
+        try:
+            yield
+        finally:
+            setattr(self.payload, what, usual)
+
+
+TestVolumeOnBadStorage = VolumeOnBadStorage.TestCase
+TestVolumeOnBadStorage.settings = settings(max_examples=60, stateful_step_count=20, deadline=None)
 
 
 def test_reads_at_and_past_the_end() -> None:
