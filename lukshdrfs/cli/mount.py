@@ -30,7 +30,16 @@ from lukshdrfs.cli.secrets import SecretSource
 from lukshdrfs.cli.service import notify
 from lukshdrfs.cli.waiting import wait_for_any
 from lukshdrfs.errors import DeviceError, LukshdrfsError, UsageError, WrongKey
-from lukshdrfs.fuse import DataPath, LockPolicy, MountOptions, check_fuse, check_mountpoint, run_in_background, serve
+from lukshdrfs.fuse import (
+    DataPath,
+    LockPolicy,
+    MountOptions,
+    check_fuse,
+    check_mountpoint,
+    check_not_mounted,
+    run_in_background,
+    serve,
+)
 from lukshdrfs.luks import Header
 from lukshdrfs.luks.shared import choose_payload, header_for
 from lukshdrfs.payload import FilePayload, NbdPayload, Payload, check_format, is_network, is_plain, open_indirect
@@ -159,6 +168,7 @@ def _check_removable(arguments: argparse.Namespace) -> None:
 def _check(arguments: argparse.Namespace) -> _Request:
     """Check all that can be checked before anything is opened."""
     _check_values(arguments)
+    check_not_mounted(arguments.mountpoint)  # what follows looks at it
     options = MountOptions(
         # the daemon leaves the working directory; the last part of a mountpoint is not followed, see find_mount
         mountpoint=os.path.realpath(arguments.mountpoint),

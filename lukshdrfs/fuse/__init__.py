@@ -1,7 +1,7 @@
 """The volume as a file: the pyfuse3 file system and the daemon around it. Knows nothing of LUKS's format."""
 
 from lukshdrfs.fuse.background import run_in_background
-from lukshdrfs.fuse.daemon import check_fuse, check_mountpoint, serve
+from lukshdrfs.fuse.daemon import check_fuse, check_mountpoint, check_not_mounted, serve
 from lukshdrfs.fuse.holders import describe_holders, holders, other_namespace
 from lukshdrfs.fuse.lock import LOCK_SIGNAL
 from lukshdrfs.fuse.mounts import FILE_SYSTEM_TYPE, Mount, detach, find_mount, mount_table
@@ -16,6 +16,7 @@ __all__ = [
     "MountOptions",
     "check_fuse",
     "check_mountpoint",
+    "check_not_mounted",
     "describe_holders",
     "detach",
     "find_mount",

@@ -63,14 +63,19 @@ def _user_allow_other() -> bool:
     return any(line.strip() == "user_allow_other" for line in lines)
 
 
+def check_not_mounted(mountpoint: str) -> None:
+    """Raise InUse if something is mounted there. Does not touch it: its daemon may be gone, or hang."""
+    if mounted := find_mount(mountpoint):
+        raise InUse(f"mountpoint {mountpoint} is in use: {mounted.source} ({mounted.type}) is mounted there")
+
+
 def check_mountpoint(mountpoint: str) -> None:
     """
     Raise DeviceError unless a path is an empty directory or a regular file that can be mounted over.
 
     Raises InUse if something is mounted there already.
     """
-    if mounted := find_mount(mountpoint):
-        raise InUse(f"mountpoint {mountpoint} is in use: {mounted.source} ({mounted.type}) is mounted there")
+    check_not_mounted(mountpoint)
     path = Path(mountpoint)
     try:
         if path.is_dir():

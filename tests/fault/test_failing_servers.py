@@ -24,6 +24,7 @@ from support.nbd import Server, address, nbdkit, over_nbd, qemu_nbd
 from support.processes import alive, wait_gone
 from support.tools import program
 from support.volumes import MIB, MakeVolume
+from support.waiting import wait_until
 
 from lukshdrfs.errors import DeviceError, PayloadError
 from lukshdrfs.payload import NbdPayload
@@ -362,6 +363,12 @@ def test_lock_flushes_though_the_mount_ends_meanwhile(make_volume: MakeVolume, t
         assert flushed.exists()
 
 
+def state_of(server: Server) -> str:
+    """Return the state of a server's process, as ps(1) has it."""
+    assert server.process is not None
+    return Path(f"/proc/{server.process.pid}/stat").read_text().rpartition(")")[2].split()[0]
+
+
 def test_nobody_waits(disk: Path, tmp_path: Path) -> None:
     """Those who wait fail at once, be the server away or only silent; what was acknowledged is kept."""
     socket = tmp_path / "socket"
@@ -370,6 +377,7 @@ def test_nobody_waits(disk: Path, tmp_path: Path) -> None:
         for how in (signal.SIGSTOP, signal.SIGKILL):
             assert server.process is not None
             server.process.send_signal(how)
+            wait_until(lambda: state_of(server) in "TZ", "the server has heard of it")
             caught: list[int | None] = []
 
             def read() -> None:

@@ -188,6 +188,7 @@ def test_second_mount_at_dead_one_is_refused(volume: LuksFiles, mountpoint: Path
     pid = int(read_attribute(mountpoint / "image", "pid"))
     kill(pid)
     wait_gone(pid)
+    wait_until(lambda: not os.path.isdir(mountpoint), "the kernel has forgotten the directory's attributes")  # noqa: PTH112
 
     done = lukshdrfs("mount", *opening(volume, mountpoint))
     assert done.returncode == 5, done.stderr

@@ -6,6 +6,7 @@ import contextlib
 import os
 import re
 import signal
+from collections.abc import Iterable
 from pathlib import Path
 
 from support.waiting import wait_until
@@ -49,6 +50,15 @@ def daemons(folder: Path) -> dict[int, list[str]]:
         for pid, words in commands().items()
         if any("lukshdrfs" in Path(word).name for word in words[:3]) and any(str(folder) in word for word in words)
     }
+
+
+def cpu_seconds(pids: Iterable[int]) -> float:
+    """Return the time that processes have worked so far."""
+    ticks = 0
+    for pid in pids:
+        with contextlib.suppress(OSError):
+            ticks += sum(map(int, Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[11:13]))
+    return ticks / os.sysconf("SC_CLK_TCK")
 
 
 def memory_holds(pid: int, needle: bytes) -> bool:
