@@ -29,6 +29,7 @@ PATIENCE_S = 5.0
 How long requests that were begun may take. After that, those that wait for a server that is away fail; where even
 that is of no use, the process ends at once, and its memory with it.
 """
+_MOMENT_S = 1.0
 FLUSH_PATIENCE_S = 3.0
 """How long the mount stays for its payload to be flushed. After that, only the daemon does."""
 _LOOKS_PER_TIMEOUT = 20
@@ -54,7 +55,7 @@ async def _lock(volume: Volume, file_system: ImageFileSystem, mounted: Mount | N
     drained = await file_system.lock(PATIENCE_S)
     if not drained:
         volume.be_patient(patient=False)
-        drained = await file_system.lock(PATIENCE_S)
+        drained = await file_system.lock(_MOMENT_S)
         volume.be_patient(patient=True)
     if not drained:
         log.error("requests hang at the payload; the daemon ends at once")
