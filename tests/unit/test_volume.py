@@ -61,8 +61,8 @@ LAYOUTS = ("aes-xts-plain64-512", "aes-xts-plain64-1024", "aes-cbc-essiv:sha256-
 PAYLOAD_SIZE = 65536
 
 
-class VolumeIsBytes(RuleBasedStateMachine):
-    """A volume does what a bytearray of its size does, and the payload outside of it is never touched."""
+class VolumeAndModel(RuleBasedStateMachine):
+    """A volume of any layout, and a bytearray of what must be in it."""
 
     @initialize(layout=st.sampled_from(LAYOUTS))
     def open(self, layout: str) -> None:
@@ -71,6 +71,10 @@ class VolumeIsBytes(RuleBasedStateMachine):
         self.volume = Volume(self.payload, self.extents)
         self.model = bytearray(self.volume.size)
         self.volume.pwrite(bytes(self.model), 0)
+
+
+class VolumeIsBytes(VolumeAndModel):
+    """A volume does what a bytearray of its size does, and the payload outside of it is never touched."""
 
     @rule(data=st.data())
     def write(self, data: st.DataObject) -> None:
@@ -129,16 +133,8 @@ TestVolumeIsBytes = VolumeIsBytes.TestCase
 TestVolumeIsBytes.settings = settings(max_examples=60, stateful_step_count=25, deadline=None)
 
 
-class VolumeOnBadStorage(RuleBasedStateMachine):
+class VolumeOnBadStorage(VolumeAndModel):
     """Where the storage fails now and then, who asked is told, and no byte outside of what was asked for changes."""
-
-    @initialize(layout=st.sampled_from(LAYOUTS))
-    def open(self, layout: str) -> None:
-        self.extents = extents_of(layout)
-        self.payload = MemoryPayload(PAYLOAD_SIZE)
-        self.volume = Volume(self.payload, self.extents)
-        self.model = bytearray(self.volume.size)
-        self.volume.pwrite(bytes(self.model), 0)
 
     @rule(
         data=st.data(),
