@@ -325,6 +325,8 @@ def _check_header_place(arguments: argparse.Namespace) -> None:
     if not path.parent.is_dir():
         raise DeviceError(f"header {path}: the directory {path.parent} is not there")
     if not path.exists():
+        if Path(arguments.header).is_symlink():
+            raise DeviceError(f"header {arguments.header} is a link to {path}, which is not there; name that itself")
         return
     if path.is_block_device():
         found = known_signature(str(path))
@@ -439,11 +441,33 @@ def _wipe(payload: Payload, window: tuple[int, int], *, created: bool) -> None:
 
 def _write_header(arguments: argparse.Namespace, area: bytes) -> None:
     """Write the header: a file appears when it is complete, a device is written in place."""
-    path = Path(os.path.realpath(arguments.header))
-    if not path.is_block_device():
-        # without --force, one that somebody has made meanwhile is not replaced
-        (replace_header_file if arguments.force else create_header_file)(path, area)
+    path = Path(arguments.header)
+    held = _open_existing(path)
+    if held is None:
+        create_header_file(path, area)
         return
+    try:
+        if stat.S_ISBLK(os.fstat(held).st_mode):
+            _write_header_to_device(path, area)
+        elif arguments.force and stat.S_ISREG(os.fstat(held).st_mode):
+            replace_header_file(path, area, held)
+        else:
+            create_header_file(path, area)  # refuses: somebody has made it meanwhile
+    finally:
+        os.close(held)
+
+
+def _open_existing(path: Path) -> int | None:
+    """Return a descriptor of what has the header's name; None if nothing has, or a link that leads nowhere."""
+    try:
+        return os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_NOCTTY)
+    except FileNotFoundError:
+        return None
+    except PermissionError:
+        return os.open(path, os.O_PATH)
+
+
+def _write_header_to_device(path: Path, area: bytes) -> None:
     with locked_for_writing(str(path)) as descriptor:
         device_size = os.lseek(descriptor, 0, os.SEEK_END)
         if device_size < len(area):

@@ -1,22 +1,16 @@
 """The unlocked volume: plaintext at any offset, from a header and a payload."""
 
 from lukshdrfs.volume.direct_access import DirectAccess, DirectExtent
-from lukshdrfs.volume.header_file import (
-    HeaderFile,
-    create_header_file,
-    locked_for_writing,
-    open_header,
-    replace_header_file,
-    sync_descriptor,
-    write_all,
-)
+from lukshdrfs.volume.header_file import HeaderFile, locked_for_writing, open_header
 from lukshdrfs.volume.header_presence import HeaderPresence
 from lukshdrfs.volume.header_repair import repair_header
 from lukshdrfs.volume.header_source import HeaderPin, parse_from, read_header, source_descriptor
+from lukshdrfs.volume.new_header_file import create_header_file, replace_header_file
 from lukshdrfs.volume.opening import LockedVolume, Window, check_usable, lock_volume, open_volume, window_of
 from lukshdrfs.volume.recognition import plaintext_signature
 from lukshdrfs.volume.volume import Extent, Volume
 from lukshdrfs.volume.wipe import fill_with_random
+from lukshdrfs.volume.writing import sync_descriptor, write_all
 
 __all__ = [
     "DirectAccess",

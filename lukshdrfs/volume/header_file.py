@@ -2,23 +2,20 @@
 
 from __future__ import annotations
 
-import contextlib
 import errno
-import logging
 import os
 import stat
-import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from lukshdrfs.errors import DeviceError, HeaderError, InUse, PayloadError
+from lukshdrfs.errors import DeviceError, HeaderError, InUse
 from lukshdrfs.luks import Header
 from lukshdrfs.luks.edit import HeaderEdit
 from lukshdrfs.volume.header_lock import header_lock
 from lukshdrfs.volume.header_source import HeaderPin, parse_from, source_descriptor
-
-log = logging.getLogger(__name__)
+from lukshdrfs.volume.new_header_file import replace_header_file
+from lukshdrfs.volume.writing import sync_descriptor, write_all
 
 _ATTEMPTS = 20
 
@@ -70,7 +67,7 @@ class HeaderFile:
         written over the old one, and a crash meanwhile leaves neither: keep a copy before.
         """
         if self.is_detached:
-            replace_header_file(Path(os.path.realpath(self.name)), data)
+            replace_header_file(Path(self.name), data, self._descriptor)
         else:
             self.overwrite(data)
 
@@ -146,83 +143,3 @@ def _is_still(descriptor: int, name: str) -> bool:
         return os.path.samestat(os.fstat(descriptor), os.stat(name))  # noqa: PTH116
     except OSError:
         return False
-
-
-def write_all(descriptor: int, data: bytes | memoryview, offset: int, what: str) -> None:
-    """Write all of `data`. Raises PayloadError with the storage's errno."""
-    view, done = memoryview(data), 0
-    while done < len(view):
-        try:
-            done += os.pwrite(descriptor, view[done:], offset + done)
-        except OSError as error:
-            raise _failure(what, error) from None
-
-
-def sync_descriptor(descriptor: int, what: str) -> None:
-    """Return when everything written is on the storage. Raises PayloadError."""
-    try:
-        os.fsync(descriptor)
-    except OSError as error:
-        raise _failure(what, error) from None
-
-
-def _failure(what: str, error: OSError) -> PayloadError:
-    return PayloadError(f"{what}: {os.strerror(error.errno or errno.EIO)}", error.errno or errno.EIO)
-
-
-def create_header_file(path: Path, data: bytes) -> None:
-    """
-    Write a header file, mode 0600, that is complete and on its storage before its name appears.
-
-    Raises InUse if there is something of that name, PayloadError if it cannot be written.
-    """
-    _write_beside(path, data, lambda temporary: _give_name(temporary, path))
-
-
-def replace_header_file(path: Path, data: bytes) -> None:
-    """Write a header file in place of another, whose owner and mode it takes; otherwise as `create_header_file`."""
-    _write_beside(path, data, lambda temporary: _take_place(temporary, path))
-
-
-def _write_beside(path: Path, data: bytes, finish: Callable[[Path], object]) -> None:
-    try:
-        with tempfile.NamedTemporaryFile(dir=path.parent, prefix=f".{path.name}.", delete=False) as file:
-            temporary = Path(file.name)  # tempfile makes it with mode 0600
-            try:
-                file.write(data)
-                file.flush()
-                os.fsync(file.fileno())
-                finish(temporary)
-            finally:
-                temporary.unlink(missing_ok=True)
-        folder = os.open(path.parent, os.O_RDONLY | os.O_DIRECTORY)
-        try:
-            os.fsync(folder)
-        finally:
-            os.close(folder)
-    except OSError as error:
-        raise _failure(f"header {path}", error) from None
-
-
-def _take_place(temporary: Path, path: Path) -> None:
-    try:
-        status = path.stat()
-    except FileNotFoundError:
-        status = None
-    if status is not None:
-        temporary.chmod(stat.S_IMODE(status.st_mode))
-        with contextlib.suppress(PermissionError):  # it is ours then, not another user's
-            os.chown(temporary, status.st_uid, status.st_gid)
-    temporary.replace(path)
-
-
-def _give_name(temporary: Path, path: Path) -> None:
-    try:
-        os.link(temporary, path)  # unlike a rename, this replaces nothing
-    except FileExistsError:
-        raise InUse(f"header {path} is there already; choose another name") from None
-    except OSError as error:
-        if path.exists():
-            raise
-        log.debug("no hard links here (%s); renaming instead", error)
-        temporary.rename(path)

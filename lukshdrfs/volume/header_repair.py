@@ -8,8 +8,9 @@ from lukshdrfs.errors import HeaderError
 from lukshdrfs.luks import PREFIX_SIZE, is_luks1
 from lukshdrfs.luks.luks1_repair import repair_luks1
 from lukshdrfs.luks.luks2_edit import rewrite_damaged_copy
-from lukshdrfs.volume.header_file import HeaderFile, locked_for_writing, sync_descriptor, write_all
+from lukshdrfs.volume.header_file import HeaderFile, locked_for_writing
 from lukshdrfs.volume.header_source import parse_from
+from lukshdrfs.volume.writing import sync_descriptor, write_all
 
 
 def repair_header(name: str, *, force: bool = False) -> tuple[str, ...]:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
+import os
 import re
 import subprocess
 from collections.abc import Iterator, Sequence
@@ -30,6 +31,8 @@ _CALL = re.compile(r"(\d+) +(\w+)\((.*)\) += (-?\d+)(.*)")
 _BEGUN = re.compile(r"((\d+) +.*) <unfinished \.\.\.>")
 _RESUMED = re.compile(r"(\d+) +<\.\.\. \w+ resumed>(.*)")
 _PATH = r"<((?:\\x[0-9a-f]{2})*)>"
+_NAME = re.compile(rf'(?:(?:\d+|AT_FDCWD)(?:{_PATH})?, )?"((?:\\x[0-9a-f]{{2}})*)"')
+"""A name, and the folder that it is in, if the call names one."""
 
 Files = dict[str, bytes]
 """The files of a folder, by their names."""
@@ -43,7 +46,7 @@ class Call:
     path: str
     """Of the descriptor that it is about, or that it returned; empty if it is about none."""
     texts: tuple[bytes, ...]
-    """Names or data, in their order."""
+    """Names or data, in their order; names with the folder that they are in."""
     arguments: str
     """All of them, as strace shows them."""
     result: int
@@ -83,6 +86,8 @@ def parse_trace(trace: str) -> list[Call]:
             continue
         place = re.match(_PATH, rest) if name == "openat" else re.match(rf"\d+{_PATH}", arguments)
         texts = tuple(_unescaped(text) for text in arguments.split('"')[1::2])  # every character in them is escaped
+        if name in _NAME_CALLS:
+            texts = tuple(os.path.join(_unescaped(at), _unescaped(text)) for at, text in _NAME.findall(arguments))  # noqa: PTH118
         path = _unescaped(place[1]).decode() if place else ""
         calls.append(Call(name, path, texts, arguments, int(result)))
     return calls
