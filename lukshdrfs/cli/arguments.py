@@ -120,7 +120,7 @@ def add_kdf(parser: Parser, hash_help: str) -> None:
     parser.add_argument("--hash", metavar="HASH", help=hash_help)
     parser.add_argument("--pbkdf", metavar="KDF", help="argon2id, argon2i or pbkdf2 (argon2id; luks1: pbkdf2)")
     parser.add_argument(
-        "--pbkdf-memory", type=number, metavar="KIB", help="of argon2; at most half of the RAM by itself"
+        "--pbkdf-memory", type=number, metavar="KIB", help="of argon2; at most half of the memory by itself"
     )
     parser.add_argument("--pbkdf-parallel", type=number, metavar="N", help="threads of argon2, at most 4")
     parser.add_argument("--pbkdf-force-iterations", type=number, metavar="N", help="passes or iterations; no measuring")

@@ -26,6 +26,7 @@ from lukshdrfs.cli import (
 )
 from lukshdrfs.cli.arguments import Parser, Subparsers
 from lukshdrfs.cli.outcome import exit_status
+from lukshdrfs.luks.free_memory import return_freed_memory
 from lukshdrfs.secret import harden_process
 
 COMMANDS = {
@@ -92,6 +93,7 @@ def main(words: list[str] | None = None) -> int:
     """Run the program; return its exit status. `words` are the arguments without the program's name."""
     _open_standard_streams()
     harden_process()
+    return_freed_memory()
     signal.signal(signal.SIGTERM, _interrupt)
     if signal.getsignal(signal.SIGHUP) is signal.SIG_DFL:  # not under nohup
         signal.signal(signal.SIGHUP, _interrupt)

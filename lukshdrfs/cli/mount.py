@@ -40,8 +40,9 @@ from lukshdrfs.fuse import (
     run_in_background,
     serve,
 )
-from lukshdrfs.luks import Header
+from lukshdrfs.luks import Header, KdfLimits
 from lukshdrfs.luks.shared import choose_payload, header_for
+from lukshdrfs.luks.unlock_work import check_work
 from lukshdrfs.payload import FilePayload, NbdPayload, Payload, check_format, is_network, is_plain, open_indirect
 from lukshdrfs.payload.nbd import PATIENCE_S
 from lukshdrfs.secret import SecretBytes, become_io_flusher, lock_process_memory
@@ -254,7 +255,10 @@ def _unlock(request: _Request) -> tuple[Volume, str | None]:
         return name, header if payload is None else header_for(header, payload)
 
     def lock(named: tuple[str | None, Header]) -> LockedVolume:
-        return lock_volume(payload, named[1], header_name=named[0], window=window)
+        locked = lock_volume(payload, named[1], header_name=named[0], window=window)
+        if request.secrets.volume_key_file is None:
+            locked.check_work(arguments.key_slot, kdf_limits(arguments))
+        return locked
 
     if arguments.header_timeout is not None:
         wait_for_any(arguments.header or [arguments.payload], arguments.header_timeout)
@@ -321,13 +325,15 @@ def _try_secrets(candidates: list[LockedVolume], request: _Request) -> tuple[Vol
 
 def _try_tokens(candidates: list[LockedVolume], request: _Request) -> tuple[Volume, str | None] | None:
     """Return the volume that a key in the kernel's keyring opens, if a token of the header names one."""
-    wanted = request.arguments.key_slot
+    wanted, spent, limits = request.arguments.key_slot, 0, kdf_limits(request.arguments) or KdfLimits()
     for locked in candidates:
         for secret, keyslots in token_secrets(locked.header):
             with secret:
                 for keyslot in (number for number in keyslots if wanted in (None, number)):
                     try:
-                        volume = locked.unlock(secret, keyslot, kdf_limits(request.arguments))
+                        slots = [slot for slot in locked.header.keyslots if slot.id == keyslot]
+                        spent = check_work(locked.header, slots, limits, before=spent)
+                        volume = locked.unlock(secret, keyslot, limits)
                     except LukshdrfsError as error:
                         log.info("keyslot %d, with its token's key: %s", keyslot, error)
                     else:

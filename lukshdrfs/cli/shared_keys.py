@@ -12,12 +12,14 @@ from contextlib import contextmanager
 from lukshdrfs.cli.arguments import kdf_limits, secret_source
 from lukshdrfs.cli.secrets import SecretSource, new_secret
 from lukshdrfs.cli.unlocking import editable_header, header_name
-from lukshdrfs.errors import LukshdrfsError, UsageError, WrongKey
-from lukshdrfs.luks import Header, UnlockedKey, unlock
+from lukshdrfs.errors import LukshdrfsError, OutOfMemory, UsageError, WrongKey
+from lukshdrfs.luks import Header, KdfLimits, UnlockedKey, unlock
 from lukshdrfs.luks.edit import NewKeyslot
 from lukshdrfs.luks.keyslots import add_keyslot, change_keyslot, check_unchanged, remove_keyslot
 from lukshdrfs.luks.luks2_json import SALT_SIZE
+from lukshdrfs.luks.model import Priority
 from lukshdrfs.luks.shared import group_keyslots, header_for, same_passphrase, shared_payloads
+from lukshdrfs.luks.unlock_work import check_work
 from lukshdrfs.secret import SecretBytes
 
 log = logging.getLogger(__name__)
@@ -30,12 +32,17 @@ def unlocked_all(header: Header, arguments: argparse.Namespace) -> Iterator[list
     if source.volume_key_file is not None:
         raise UsageError("the header is for several payloads, each with its own volume key; name a passphrase")
 
+    limits = kdf_limits(arguments) or KdfLimits()
+
     def open_with(secret: SecretBytes) -> list[UnlockedKey]:
         opened = []
+        check_work(header, [slot for slot in header.keyslots if slot.priority != Priority.IGNORE], limits)
         for payload in shared_payloads(header):
             alone = header_for(header, payload)
             try:
-                opened.append(unlock(alone, alone.digests[0], secret, None, kdf_limits(arguments)))
+                opened.append(unlock(alone, alone.digests[0], secret, None, limits))
+            except OutOfMemory:
+                raise
             except LukshdrfsError as error:
                 log.info("payload %s: %s", payload.name, error)
         if not opened:

@@ -8,8 +8,9 @@ from contextlib import contextmanager
 
 from lukshdrfs.cli.arguments import kdf_limits, pin, secret_source
 from lukshdrfs.errors import UsageError
-from lukshdrfs.luks import Digest, Header, UnlockedKey, accept_volume_key, unlock
+from lukshdrfs.luks import Digest, Header, KdfLimits, UnlockedKey, accept_volume_key, unlock
 from lukshdrfs.luks.keyslots import volume_digest
+from lukshdrfs.luks.unlock_work import check_work_to_unlock
 from lukshdrfs.secret import SecretBytes
 from lukshdrfs.volume import HeaderFile, open_header, read_header
 
@@ -50,6 +51,8 @@ def unlocked(header: Header, arguments: argparse.Namespace) -> Iterator[Unlocked
     The key is the volume's, or that of the unbound keyslot which `--key-slot` names.
     """
     source, digest = secret_source(arguments), _digest(header, arguments.key_slot)
+    if source.volume_key_file is None:
+        check_work_to_unlock(header, [digest], arguments.key_slot, kdf_limits(arguments) or KdfLimits())
 
     def open_with(secret: SecretBytes) -> UnlockedKey:
         if source.volume_key_file is not None:

@@ -11,6 +11,7 @@ import os
 
 from lukshdrfs.cipher import CipherSpec
 from lukshdrfs.errors import UnsupportedFeature
+from lukshdrfs.luks.free_memory import require_memory
 from lukshdrfs.luks.key_material import AREA_ALIGNMENT, material_size
 from lukshdrfs.luks.luks1 import DIGEST_SIZE, DISABLED, ENABLED, MAGIC, PHDR, SECTOR, SLOT, SLOTS
 from lukshdrfs.luks.luks1_format import header_size
@@ -37,6 +38,7 @@ def to_luks2(header: Header, room: int) -> bytes:
         raise UnsupportedFeature(
             f"a LUKS2 header for it needs {2 * METADATA_SIZE + SLOTS * size} bytes, there is room for {room}"
         )
+    require_memory("the converted header", 4 * keyslots_size // 1024)
     areas = bytearray(os.urandom(keyslots_size))
     keyslots = {}
     for slot in header.keyslots:

@@ -11,7 +11,6 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path
 from types import MappingProxyType
 
 from argon2.low_level import ARGON2_VERSION, Type, error_to_str, ffi, lib
@@ -19,11 +18,15 @@ from cryptography.exceptions import InternalError
 from cryptography.hazmat.primitives.kdf.pbkdf2 import PBKDF2HMAC
 
 from lukshdrfs.errors import KeyslotError, OutOfMemory
+from lukshdrfs.luks.free_memory import in_mib, require_memory
 from lukshdrfs.luks.hashes import find_hash
 from lukshdrfs.luks.model import Kdf
 from lukshdrfs.secret import SecretBytes
 
 _MAX_ITERATIONS = (1 << 31) - 1  # OpenSSL's; beyond it, `cryptography` panics instead of raising
+_ITERATIONS_A_KIB = 4
+_BESIDE_ARGON2_KIB = 1024
+"""What threads, page tables and the rest of the program take at the same time."""
 _ARGON2 = MappingProxyType({"argon2i": Type.I, "argon2id": Type.ID})
 
 
@@ -38,6 +41,24 @@ class KdfLimits:
     iterations: int = 1 << 30
     """PBKDF2's iterations: some minutes."""
     lanes: int = 64
+    unlock_work_kib: int | None = None
+    """What one secret may cost over all keyslots that it is tried on (see `work_of`); None: twice `work_kib`."""
+
+    @property
+    def most_unlock_work_kib(self) -> int:
+        """What one secret may cost over all keyslots, as a number."""
+        return 2 * self.work_kib if self.unlock_work_kib is None else self.unlock_work_kib
+
+    def work_of(self, kdf: Kdf) -> int:
+        """Return a KDF's work as KiB of Argon2's memory times passes; PBKDF2 by its share of what is allowed."""
+        if kdf.type == "pbkdf2":
+            return self.work_of_iterations(kdf.iterations)
+        return kdf.memory_kib * kdf.iterations
+
+    @staticmethod
+    def work_of_iterations(iterations: int) -> int:
+        """Return what PBKDF2's iterations are in KiB of Argon2's memory times passes: four take as long as one KiB."""
+        return iterations // _ITERATIONS_A_KIB
 
     def check(self, kdf: Kdf) -> None:
         """Raise KeyslotError if the KDF asks for nothing, or for more than the ceiling."""
@@ -70,14 +91,10 @@ def derive(kdf: Kdf, passphrase: SecretBytes, size: int) -> SecretBytes:
     libraries refuse. Check the KDF against limits before.
     """
     key = SecretBytes(size)
-
-    def work() -> None:
-        if kdf.type == "pbkdf2":
-            pbkdf2_into(key, passphrase, kdf.salt, kdf.iterations, kdf.hash)
-        else:
-            _argon2_into(key, passphrase, kdf)
-
-    _run_interruptibly(work)
+    if kdf.type == "pbkdf2":
+        pbkdf2_into(key, passphrase, kdf.salt, kdf.iterations, kdf.hash)
+    else:
+        _run_interruptibly(lambda: _argon2_into(key, passphrase, kdf))
     return key
 
 
@@ -92,7 +109,10 @@ def _run_interruptibly(work: Callable[[], None]) -> None:
             problems.append(error)
 
     thread = threading.Thread(target=run, daemon=True)
-    thread.start()
+    try:
+        thread.start()
+    except RuntimeError:
+        raise OutOfMemory("the key derivation needs a thread, which cannot be had (ulimit -u, ulimit -v)") from None
     thread.join()
     if problems:
         raise problems[0]
@@ -103,14 +123,18 @@ def pbkdf2_into(key: SecretBytes, secret: SecretBytes, salt: bytes, iterations: 
     algorithm = find_hash(hash_name).algorithm
     if not 0 < iterations <= _MAX_ITERATIONS:
         raise KeyslotError(f"pbkdf2 with {iterations} iterations: expected 1 to {_MAX_ITERATIONS}")
-    try:
+
+    def work() -> None:
         PBKDF2HMAC(algorithm, len(key), salt, iterations).derive_into(secret.view, key.view)
+
+    try:
+        _run_interruptibly(work)
     except (ValueError, OverflowError, InternalError) as error:
         raise KeyslotError(f"pbkdf2 with {hash_name} and {iterations} iterations failed: {error}") from None
 
 
 def _argon2_into(key: SecretBytes, passphrase: SecretBytes, kdf: Kdf) -> None:
-    _check_available_memory(kdf.memory_kib)
+    check_memory(kdf.type, kdf.memory_kib)
     # argon2.low_level.hash_secret_raw() would leave copies of the passphrase and of the key behind
     status = lib.argon2_hash(
         kdf.iterations,
@@ -128,20 +152,17 @@ def _argon2_into(key: SecretBytes, passphrase: SecretBytes, kdf: Kdf) -> None:
         ARGON2_VERSION,
     )
     if status == lib.ARGON2_MEMORY_ALLOCATION_ERROR:
-        raise OutOfMemory(f"{kdf.type} needs {kdf.memory_kib // 1024} MiB of memory, which cannot be had")
+        raise OutOfMemory(f"{kdf.type} needs {in_mib(kdf.memory_kib)} of memory, which cannot be had")
+    if status == lib.ARGON2_THREAD_FAIL:
+        raise OutOfMemory(f"{kdf.type} needs {kdf.lanes} threads, which cannot be had (ulimit -u, ulimit -v)")
     if status != lib.ARGON2_OK:
         raise KeyslotError(f"{kdf.type} failed: {error_to_str(status)}")
 
 
-def _check_available_memory(memory_kib: int) -> None:
-    """Say in time what would otherwise end with the kernel's out-of-memory killer (proc(5), meminfo)."""
-    try:
-        lines = Path("/proc/meminfo").read_text(encoding="ascii").splitlines()
-    except OSError:
-        return
-    sizes = {name: int(rest.split()[0]) for name, _, rest in (line.partition(":") for line in lines)}
-    available = sizes.get("MemAvailable", memory_kib) + sizes.get("SwapFree", 0)
-    if memory_kib > available:
-        raise OutOfMemory(
-            f"the key derivation needs {memory_kib // 1024} MiB of memory, {available // 1024} MiB are free"
-        )
+def check_memory(type_: str, memory_kib: int) -> None:
+    """
+    Raise OutOfMemory if Argon2 cannot have so much memory: what would otherwise end with the kernel's SIGKILL.
+
+    Not the machine's memory counts, but the least that it, a control group or a limit leaves to this process.
+    """
+    require_memory(type_, memory_kib, beside_kib=memory_kib // 64 + _BESIDE_ARGON2_KIB)

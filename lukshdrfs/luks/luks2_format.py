@@ -14,6 +14,7 @@ from typing import Any
 
 from lukshdrfs.cipher import CipherSpec, SectorCipher
 from lukshdrfs.errors import UsageError
+from lukshdrfs.luks.free_memory import require_memory
 from lukshdrfs.luks.hashes import find_hash
 from lukshdrfs.luks.kdf import pbkdf2_into
 from lukshdrfs.luks.key_material import AREA_ALIGNMENT, material_size
@@ -26,6 +27,9 @@ METADATA_SIZE = 16 * 1024
 KEYSLOTS_SIZE = 16 * 1024 * 1024 - 2 * METADATA_SIZE
 DIGEST_ITERATIONS = 100_000
 """The volume key has full entropy; this many only keep its digest from being a bare hash."""
+
+_COPIES = 4
+"""How often the bytes of a header are in memory while keyslots are put into it."""
 
 LABEL_SIZE = 47
 """Most bytes of a label or subsystem (48, the last one a NUL)."""
@@ -62,9 +66,10 @@ def format_luks2(form: Luks2Format, volume_key: SecretBytes) -> bytes:
     Return the header of a new volume, `form.size` bytes.
 
     Raises UnsupportedFeature for ciphers, keys and hashes that are not implemented, UsageError for sizes that no
-    header has and for a label that is too long.
+    header has and for a label that is too long, OutOfMemory.
     """
     _check_sizes(form, len(volume_key))
+    require_memory("a new header", _COPIES * form.size // 1024, beside_kib=4096)
     check_label(form.label, "label")
     check_label(form.subsystem, "subsystem")
     with SectorCipher(form.cipher, volume_key, form.sector_size):

@@ -17,6 +17,7 @@ from lukshdrfs.errors import KeyslotError, LukshdrfsError, NoUsableKeyslot, OutO
 from lukshdrfs.luks.hashes import find_hash
 from lukshdrfs.luks.kdf import KdfLimits, derive, pbkdf2_into
 from lukshdrfs.luks.model import Digest, Header, Keyslot, Priority
+from lukshdrfs.luks.unlock_work import check_work, slots_to_try, work_of_slots
 from lukshdrfs.secret import SecretBytes
 from lukshdrfs.sectors import round_up
 
@@ -87,16 +88,25 @@ def open_keyslot(header: Header, slot: Keyslot, passphrase: SecretBytes, limits:
     return volume_key
 
 
-def _candidates(header: Header, digest: Digest, keyslot: int | None) -> Iterator[Keyslot]:
-    """Yield the keyslots to try: the named one, or the preferred ones and then the normal ones by number."""
+def _candidates(header: Header, digest: Digest, keyslot: int | None, limits: KdfLimits) -> Iterator[Keyslot]:
+    """
+    Yield the keyslots to try: the named one, or the preferred ones and then the normal ones by number.
+
+    Raises KeyslotError before it would take more work than is allowed.
+    """
     if keyslot is not None:
         slot = header.keyslot(keyslot)
         if slot is None:
             raise NoUsableKeyslot(f"keyslot {keyslot} is not in use")
+        if slot.id in digest.keyslots:
+            check_work(header, [slot], limits)
         yield slot
         return
+    spent = 0
     for priority in (Priority.PREFER, Priority.NORMAL):
-        yield from (slot for slot in header.keyslots if slot.id in digest.keyslots and slot.priority == priority)
+        slots = slots_to_try(header, digest, priority)
+        spent = check_work(header, slots, limits, before=spent)
+        yield from slots
 
 
 def unlock(
@@ -109,15 +119,17 @@ def unlock(
     """
     Return the key of `digest` that a passphrase opens, from the named keyslot or from any.
 
-    A damaged keyslot is reported in the log and does not stop the others.
+    A damaged keyslot is reported in the log and does not stop the others. Nothing is tried that would take more work
+    than `limits` allow for one secret: neither all keyslots, if that would, nor those behind the preferred ones.
 
     Raises WrongKey if no keyslot takes the passphrase, NoUsableKeyslot if there is none to try or the passphrase
-    is that of a keyslot with another key, KeyslotError if all that could be tried are damaged, OutOfMemory.
+    is that of a keyslot with another key, KeyslotError if all that could be tried are damaged or it would take too much
+    work, OutOfMemory.
     """
     limits = limits or KdfLimits()
     wrong, problems = 0, list[KeyslotError]()
     try:
-        for slot in _candidates(header, digest, keyslot):
+        for slot in _candidates(header, digest, keyslot, limits):
             if slot.id not in digest.keyslots:
                 raise NoUsableKeyslot(f"keyslot {slot.id} holds another key than the volume's")
             try:
@@ -141,9 +153,13 @@ def _refuse_unbound(
     header: Header, digest: Digest, passphrase: SecretBytes, keyslot: int | None, limits: KdfLimits
 ) -> None:
     """Tell a passphrase of an unbound keyslot from a wrong one: raise NoUsableKeyslot for it."""
-    for slot in header.keyslots:
-        if keyslot is not None or slot.id in digest.keyslots or slot.priority == Priority.IGNORE:
-            continue
+    if keyslot is not None:
+        return
+    unbound = [slot for slot in header.keyslots if slot.id not in digest.keyslots and slot.priority != Priority.IGNORE]
+    spent = sum(work_of_slots(header, slots_to_try(header, digest, priority), limits) for priority in Priority)
+    if spent + work_of_slots(header, unbound, limits) > limits.most_unlock_work_kib:
+        return  # this is but for a better message
+    for slot in unbound:
         try:
             open_keyslot(header, slot, passphrase, limits).wipe()
         except LukshdrfsError:

@@ -12,10 +12,14 @@ from pathlib import Path
 from lukshdrfs.errors import DeviceError, HeaderError, InUse
 from lukshdrfs.luks import Header
 from lukshdrfs.luks.edit import HeaderEdit
+from lukshdrfs.luks.free_memory import require_memory
 from lukshdrfs.volume.header_lock import header_lock
 from lukshdrfs.volume.header_source import HeaderPin, parse_from, source_descriptor
 from lukshdrfs.volume.new_header_file import replace_header_file
 from lukshdrfs.volume.writing import sync_descriptor, write_all
+
+_COPIES = 4
+"""How often the bytes of a header are in memory, beside the one that is there, while it is changed."""
 
 _ATTEMPTS = 20
 
@@ -80,8 +84,10 @@ class HeaderFile:
         """
         Carry an edit out, and read the header again.
 
-        Raises DeviceError if it cannot be written, HeaderError if what is there afterwards is not the new header.
+        Raises DeviceError if it cannot be written, HeaderError if what is there afterwards is not the new header,
+        OutOfMemory, before anything is written, if there is too little for it.
         """
+        require_memory(f"changing header {self.name}", _COPIES * len(self.header.area) // 1024)
         expected = edit.applied_to(self.header.area)  # before anything is written
         for step in edit.steps:
             for write in step:

@@ -15,10 +15,14 @@ from dataclasses import dataclass, replace
 
 from lukshdrfs.errors import DeviceError, HeaderError
 from lukshdrfs.luks import MAX_EXTENT, PREFIX_SIZE, Header, header_extent, made_sense_of, parse_header
+from lukshdrfs.luks.free_memory import require_memory
 from lukshdrfs.payload import NbdPayload, Payload, is_network, known_signature
 from lukshdrfs.volume.header_lock import header_lock
 
 log = logging.getLogger(__name__)
+
+_COPIES = 2
+"""How often the bytes of a header are in memory while it is read and used."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -200,15 +204,16 @@ def _read_start(read: Callable[[int], bytes], size: int, name: str, *, whole: bo
         raise HeaderError(f"header {name}: {error}") from None
     if wanted > MAX_EXTENT:
         raise HeaderError(f"header {name} is larger than {MAX_EXTENT} bytes, which no header is")
+    require_memory(f"header {name}", _COPIES * wanted // 1024)
     return (prefix[:wanted] if wanted <= len(prefix) else read(wanted)), size
 
 
 def _read_range(descriptor: int, size: int) -> bytes:
     """Read from the start, whatever the descriptor's position."""
-    data = bytearray()
+    data = os.pread(descriptor, size, 0)  # as a rule all of it, without a copy
     while len(data) < size:
-        piece = os.pread(descriptor, min(size - len(data), 1 << 24), len(data))
+        piece = os.pread(descriptor, size - len(data), len(data))
         if not piece:
             break
         data += piece
-    return bytes(data)
+    return data

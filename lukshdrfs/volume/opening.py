@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from lukshdrfs.cipher import CipherSpec, SectorCipher, check_sector_size
 from lukshdrfs.errors import DeviceError, HeaderError, UnsupportedFeature, UsageError
 from lukshdrfs.luks import Digest, Header, KdfLimits, Segment, UnlockedKey, accept_volume_key, unlock
+from lukshdrfs.luks.unlock_work import check_work_to_unlock
 from lukshdrfs.payload import FilePayload, Payload, is_network, is_plain, open_indirect
 from lukshdrfs.secret import SecretBytes
 from lukshdrfs.sectors import round_down
@@ -71,6 +72,12 @@ class LockedVolume:
     def size(self) -> int:
         """Bytes of plaintext."""
         return self._placed[-1].start + self._placed[-1].size
+
+    def check_work(self, keyslot: int | None = None, limits: KdfLimits | None = None) -> None:
+        """Raise KeyslotError if no secret would be tried, for the work that it takes: before it is asked for."""
+        segments = (placed.segment for placed in self._placed if placed.segment.type == "crypt")
+        digests = {digest.id: digest for digest in (_digest_of(self.header, segment) for segment in segments)}
+        check_work_to_unlock(self.header, digests.values(), keyslot, limits or KdfLimits())
 
     def unlock(self, passphrase: SecretBytes, keyslot: int | None = None, limits: KdfLimits | None = None) -> Volume:
         """Return the volume that a passphrase opens. Raises what `lukshdrfs.luks.unlock` raises."""

@@ -13,9 +13,21 @@ from support.golden import golden_volumes, unpacked
 
 from lukshdrfs.cipher import CipherSpec, SectorCipher, af_split
 from lukshdrfs.errors import KeyslotError, LukshdrfsError, NoUsableKeyslot, OutOfMemory, WrongKey
-from lukshdrfs.luks import Digest, Header, Kdf, KdfLimits, Keyslot, Segment, accept_volume_key, parse_header, unlock
+from lukshdrfs.luks import (
+    NO_LIMITS,
+    Digest,
+    Header,
+    Kdf,
+    KdfLimits,
+    Keyslot,
+    Segment,
+    accept_volume_key,
+    parse_header,
+    unlock,
+)
 from lukshdrfs.luks.kdf import derive
 from lukshdrfs.luks.model import AfSplitter, KeyslotArea, Priority
+from lukshdrfs.luks.unlock_work import check_work, check_work_to_unlock
 from lukshdrfs.secret import SecretBytes
 
 KEY = random.Random(1).randbytes(64)
@@ -185,6 +197,67 @@ def test_too_little_memory_ends_the_search() -> None:
     limits = KdfLimits(memory_kib=1 << 32, work_kib=1 << 33)
     with SecretBytes.copy_of(b"second") as secret, pytest.raises(OutOfMemory):
         unlock(header, header.digests[0], secret, limits=limits)
+
+
+COSTLY = Kdf("argon2id", bytes(32), 64, memory_kib=4 << 20, lanes=4)
+"""The most that one keyslot may cost."""
+
+
+def with_costly(header: Header, *keyslots: int) -> Header:
+    """Return a header in which these keyslots have the greatest cost that is allowed."""
+    slots = tuple(dataclasses.replace(s, kdf=COSTLY) if s.id in keyslots else s for s in header.keyslots)
+    return dataclasses.replace(header, keyslots=slots)
+
+
+def test_many_costly_keyslots_are_refused_before_any_is_tried() -> None:
+    """Each within its own ceiling, 32 keyslots would take hours: that is told at once, with the ways out."""
+    header = with_costly(header_with([Slot(b"same")] * 32), *range(32))
+    with pytest.raises(KeyslotError, match=r"32 keyslots would take about 2 hours.*--key-slot.*--no-kdf-limit"):
+        opened(header, b"same")
+    digests = header.digests[:1]
+    with pytest.raises(KeyslotError, match="32 keyslots"):
+        check_work_to_unlock(header, digests, None, KdfLimits())
+    check_work_to_unlock(header, digests, 3, KdfLimits())
+    check_work_to_unlock(header, digests, None, NO_LIMITS)
+
+
+def test_a_named_keyslot_opens_beside_costly_ones() -> None:
+    """Only what is tried counts."""
+    header = with_costly(header_with([Slot(b"one"), Slot(b"two"), Slot(b"three")]), 0, 1)
+    assert opened(header, b"three", keyslot=2) == (KEY, 2)
+
+
+def test_a_preferred_keyslot_opens_beside_costly_ones() -> None:
+    """Preferred keyslots are tried; what comes behind them is refused where it would take too much."""
+    header = with_costly(
+        header_with([Slot(b"one"), Slot(b"two"), Slot(b"three"), Slot(b"p", Priority.PREFER)]), 0, 1, 2
+    )
+    check_work_to_unlock(header, header.digests[:1], None, KdfLimits())
+    assert opened(header, b"p") == (KEY, 3)
+    with pytest.raises(KeyslotError, match="--key-slot"):
+        opened(header, b"one")
+
+
+def test_keyslots_as_they_are_made_are_within_the_ceiling() -> None:
+    """32 keyslots with 1 GiB and more passes than a fast machine does in two seconds are no reason to refuse."""
+    header = header_with([Slot(b"x")] * 32)
+    usual = dataclasses.replace(COSTLY, memory_kib=1 << 20, iterations=14)
+    slots = tuple(dataclasses.replace(slot, kdf=usual) for slot in header.keyslots)
+    check_work_to_unlock(dataclasses.replace(header, keyslots=slots), header.digests[:1], None, KdfLimits())
+
+
+def test_the_digest_counts_for_each_keyslot() -> None:
+    """What comes out of every keyslot is verified; a costly digest makes many cheap keyslots costly."""
+    header = header_with([Slot(b"x")] * 32)
+    digest = dataclasses.replace(header.digests[0], iterations=KdfLimits().iterations)
+    with pytest.raises(KeyslotError, match="32 keyslots"):
+        opened(dataclasses.replace(header, digests=(digest,)), b"x")
+
+
+def test_a_long_search_is_told_in_advance(caplog: pytest.LogCaptureFixture) -> None:
+    """What is allowed and takes minutes is said before it begins."""
+    check_work(header_with([]), list(with_costly(header_with([Slot(b"x")]), 0).keyslots), KdfLimits())
+    assert "may take about 4 minutes" in caplog.text
 
 
 def test_an_unbound_keyslot_does_not_give_the_volume_key() -> None:
