@@ -51,7 +51,7 @@ function _shtab_lukshdrfs_using
 end
 
 set -g _shtab_lukshdrfs_commands mount unmount umount lock status create check info key 'key add' 'key change' 'key remove' 'key list' 'key test' header 'header backup' 'header restore' 'header verify' 'header repair' 'header convert' 'header export' 'header attach' 'header set' benchmark install-mount-helper
-set -g _shtab_lukshdrfs_opts_with_value --cache --cipher --data-path --directory --first-name --from --hash --header --header-backup-file --header-sha256 --header-timeout --header-uuid --idle-timeout --iter-time --keep --key-description --key-file --key-size --key-slot --keyfile-offset --keyfile-size --keyslot-cipher --keyslot-key-size --label --luks2-keyslots-size --luks2-metadata-size --map --max-time --name --new-key-file --new-key-slot --new-keyfile-offset --new-keyfile-size --new-passphrase-file --offset --output --passphrase-file --payload-format --payload-name --payload-timeout --pbkdf --pbkdf-force-iterations --pbkdf-memory --pbkdf-parallel --priority --sector-size --shared-header --size --subsystem --tries --type --uuid --volume-key-file --workers -S -T -c -d -i -l -o -s
+set -g _shtab_lukshdrfs_opts_with_value --cache --cipher --data-path --directory --first-name --from --hash --header --header-backup-file --header-sha256 --header-timeout --header-uuid --idle-timeout --iter-time --keep --key-description --key-file --key-size --key-slot --keyfile-offset --keyfile-size --keyslot-cipher --keyslot-key-size --label --luks2-keyslots-size --luks2-metadata-size --map --max-time --name --new-key-file --new-key-slot --new-keyfile-offset --new-keyfile-size --new-passphrase-file --offset --output --passphrase-file --payload-format --payload-name --payload-timeout --pbkdf --pbkdf-force-iterations --pbkdf-memory --pbkdf-parallel --priority --sector-size --shared-header --size --subsystem --tries --truncate --type --uuid --volume-key-file --workers -S -T -c -d -i -l -o -s
 
 complete -c lukshdrfs -e
 complete -c lukshdrfs -f
@@ -82,6 +82,7 @@ complete -c lukshdrfs -n '_shtab_lukshdrfs_using mount' -l force-header -d 'take
 complete -c lukshdrfs -n '_shtab_lukshdrfs_using mount' -l preserve-times -d 'leave the payload'"'"'s times as they were'
 complete -c lukshdrfs -n '_shtab_lukshdrfs_using mount' -l payload-name -x -d 'which payload of a header that several share'
 complete -c lukshdrfs -n '_shtab_lukshdrfs_using mount' -l growable -d 'truncate of the image resizes the payload, a file'
+complete -c lukshdrfs -n '_shtab_lukshdrfs_using mount' -l truncate -x -d 'what opening with O_TRUNC does: refuse, ignore (refuse)'
 complete -c lukshdrfs -n '_shtab_lukshdrfs_using mount' -l data-path -x -d 'auto, native, python (auto)'
 complete -c lukshdrfs -n '_shtab_lukshdrfs_using mount' -l offset -x -d 'where the data start, if the header says 0'
 complete -c lukshdrfs -n '_shtab_lukshdrfs_using mount' -l size -x -d 'how much data there is, if the header leaves it open'

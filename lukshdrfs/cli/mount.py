@@ -63,6 +63,7 @@ T = TypeVar("T")
 R = TypeVar("R")
 
 CACHE_MODES = ("writeback", "writethrough", "none")
+TRUNCATION = ("refuse", "ignore")
 DATA_PATHS = get_args(DataPath)
 MAX_WORKERS = 1024
 FIRST_BLOCK = 4096
@@ -94,6 +95,9 @@ def add_parser(subparsers: Subparsers) -> None:
     parser.add_argument("--preserve-times", action="store_true", help="leave the payload's times as they were")
     parser.add_argument("--payload-name", metavar="NAME", help="which payload of a header that several share")
     parser.add_argument("--growable", action="store_true", help="truncate of the image resizes the payload, a file")
+    parser.add_argument(
+        "--truncate", default="refuse", metavar="HOW", help="what opening with O_TRUNC does: refuse, ignore (refuse)"
+    )
     parser.add_argument("--data-path", default="auto", metavar="P", help=f"{', '.join(DATA_PATHS)} (auto)")
     parser.add_argument("--offset", type=size, metavar="N", help="where the data start, if the header says 0")
     parser.add_argument("--size", type=size, metavar="N", help="how much data there is, if the header leaves it open")
@@ -106,7 +110,7 @@ def add_parser(subparsers: Subparsers) -> None:
     parser.add_argument("--max-time", type=seconds, metavar="S", help="lock after so many seconds (or 8h, 30m)")
     parser.add_argument("--idle-timeout", type=seconds, metavar="S", help="lock when it is not used for so long")
     parser.add_argument("-o", action="append", default=[], dest="options", metavar="OPT", help="as in fstab")
-    parser.set_defaults(run=run, fsname=None, uid=None, gid=None, umask=0o077)
+    parser.set_defaults(run=run, fsname=None, uid=None, gid=None, umask=None)
 
 
 @dataclass(frozen=True, slots=True)
@@ -144,6 +148,8 @@ def _check_values(arguments: argparse.Namespace) -> None:
         raise UsageError(f"--cache {arguments.cache}: expected {', '.join(CACHE_MODES)}")
     if arguments.data_path not in DATA_PATHS:
         raise UsageError(f"--data-path {arguments.data_path}: expected {', '.join(DATA_PATHS)}")
+    if arguments.truncate not in TRUNCATION:
+        raise UsageError(f"--truncate {arguments.truncate}: expected {', '.join(TRUNCATION)}")
     if not 1 <= arguments.workers <= MAX_WORKERS:
         raise UsageError(f"--workers {arguments.workers}: expected 1 to {MAX_WORKERS}")
     if arguments.force_header and not arguments.read_only:
@@ -152,6 +158,18 @@ def _check_values(arguments: argparse.Namespace) -> None:
         _check_removable(arguments)
     if "/" in arguments.name or arguments.name in ("", ".", ".."):
         raise UsageError(f"--name {arguments.name!r} is not a file name")
+
+
+def _umask(arguments: argparse.Namespace) -> int:
+    """
+    Return which bits the modes lack: those of all others, if nobody says otherwise.
+
+    Who admits others to what nobody can write to means that they read it, unless it is said whose it is.
+    """
+    if arguments.umask is not None:
+        return int(arguments.umask)
+    shared = arguments.read_only and "allow_other" in arguments.kernel_options
+    return 0 if shared and arguments.uid is None and arguments.gid is None else 0o077
 
 
 def _absolute(name: str) -> str:
@@ -179,9 +197,10 @@ def _check(arguments: argparse.Namespace) -> _Request:
         workers=arguments.workers,
         data_path=arguments.data_path,
         growable=arguments.growable,
+        ignore_truncation=arguments.truncate == "ignore",
         uid=os.getuid() if arguments.uid is None else arguments.uid,
         gid=os.getgid() if arguments.gid is None else arguments.gid,
-        umask=arguments.umask,
+        umask=_umask(arguments),
         lock_policy=LockPolicy(max_time_s=arguments.max_time, idle_timeout_s=arguments.idle_timeout),
         kernel_options=tuple(arguments.kernel_options),
     )

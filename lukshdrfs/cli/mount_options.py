@@ -45,6 +45,7 @@ VALUES: dict[str, tuple[str, Callable[[str], object]]] = {
     "passphrase-file": ("passphrase_file", str),
     "size": ("size", size),
     "tries": ("tries", number),
+    "truncate": ("truncate", str),
     "uid": ("uid", identifier),
     "umask": ("umask", _octal),
     "volume-key-file": ("volume_key_file", str),

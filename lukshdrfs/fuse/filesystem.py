@@ -12,7 +12,6 @@ import errno
 import functools
 import logging
 import os
-import stat
 import threading
 import time
 from collections.abc import Awaitable, Callable, Coroutine
@@ -22,6 +21,9 @@ import pyfuse3
 import trio
 
 from lukshdrfs.errors import LukshdrfsError
+from lukshdrfs.fuse import truncation
+from lukshdrfs.fuse.attributes import attributes, changes_access, usage
+from lukshdrfs.fuse.extended_attributes import NONE, ExtendedAttributes
 from lukshdrfs.fuse.lane import FastLane
 from lukshdrfs.fuse.options import MountOptions
 from lukshdrfs.volume import Volume
@@ -32,15 +34,8 @@ P = ParamSpec("P")
 T = TypeVar("T")
 
 ROOT = pyfuse3.ROOT_INODE
-BLOCK = 512  # what st_blocks counts: stat(2)
-MIN_BLOCK_SIZE = 4096
-ENTRY_TIMEOUT_S = 3600.0
-"""The one file never goes away."""
-ATTRIBUTE_TIMEOUT_S = 1.0
-"""Only the time of modification changes."""
 STORAGE_PATIENCE_S = 0.2
 """How long attributes may wait for a slow payload."""
-XATTR_PREFIX = "user.lukshdrfs."
 
 
 def answers_errno(handler: Callable[P, Awaitable[T]]) -> Callable[P, Coroutine[Any, Any, T]]:
@@ -103,12 +98,7 @@ class ImageFileSystem(pyfuse3.Operations):
         self._asking_modified = threading.Lock()
         self.initialised = trio.Event()
         """Set when the kernel and libfuse have agreed on a protocol."""
-        properties = {**volume.properties, "pid": str(os.getpid())}
-        self._xattrs = {
-            os.fsencode(XATTR_PREFIX + key): value.encode("utf-8", "surrogateescape")
-            for key, value in properties.items()
-        }
-
+        self._xattrs = ExtendedAttributes({**volume.properties, "pid": str(os.getpid())})
         self._resizing = trio.Lock()
         self._locked = False
         self._in_flight = 0
@@ -123,7 +113,7 @@ class ImageFileSystem(pyfuse3.Operations):
 
     def show_property(self, name: str, value: str) -> None:
         """Show something about the volume or the mount as an extended attribute of the image."""
-        self._xattrs[os.fsencode(XATTR_PREFIX + name)] = value.encode("utf-8", "surrogateescape")
+        self._xattrs.show(name, value)
 
     def init(self) -> None:
         """Note that requests will come from now on."""
@@ -199,28 +189,9 @@ class ImageFileSystem(pyfuse3.Operations):
             return self._volume.modified_ns()
 
     def _known_attributes(self, inode: int) -> pyfuse3.EntryAttributes:
-        writable = 0 if self._volume.read_only else stat.S_IWUSR | stat.S_IWGRP | stat.S_IWOTH
-        everything = stat.S_IRUSR | stat.S_IRGRP | stat.S_IROTH | writable
-        attributes = pyfuse3.EntryAttributes()
-        attributes.st_ino = pyfuse3.InodeT(inode)
-        attributes.st_uid, attributes.st_gid = self._options.uid, self._options.gid
-        attributes.entry_timeout, attributes.attr_timeout = ENTRY_TIMEOUT_S, ATTRIBUTE_TIMEOUT_S
-        attributes.st_blksize = max(MIN_BLOCK_SIZE, self._volume.sector_size)
-        modified = self._mounted_ns
-        if inode == self._image:
-            mode = stat.S_IFREG | (everything & ~self._options.umask)
-            attributes.st_nlink = 1
-            attributes.st_size = self._volume.size
-            # a hole in the payload is no hole in the plaintext, so every block counts
-            attributes.st_blocks = -(-self._volume.size // BLOCK)
-            modified = self._modified_ns
-        else:
-            search = stat.S_IXUSR | stat.S_IXGRP | stat.S_IXOTH
-            mode = stat.S_IFDIR | ((everything | search) & ~self._options.umask)
-            attributes.st_nlink = 2
-        attributes.st_mode = pyfuse3.ModeT(mode)
-        attributes.st_atime_ns = attributes.st_ctime_ns = attributes.st_mtime_ns = modified
-        return attributes
+        is_image = inode == self._image
+        modified = self._modified_ns if is_image else self._mounted_ns
+        return attributes(inode, self._volume, self._options, is_image=is_image, modified_ns=modified)
 
     @answers_errno
     async def lookup(
@@ -250,16 +221,12 @@ class ImageFileSystem(pyfuse3.Operations):
         So are times, which follow the payload.
         """
         now = await self._attributes(inode)
-        if (
-            (fields.update_mode and stat.S_IMODE(attr.st_mode) != stat.S_IMODE(now.st_mode))
-            or (fields.update_uid and attr.st_uid != now.st_uid)
-            or (fields.update_gid and attr.st_gid != now.st_gid)
-        ):
+        if changes_access(now, attr, fields):
             raise pyfuse3.FUSEError(errno.EPERM)
         if not fields.update_size or attr.st_size == now.st_size:
             return now
         if inode != self._image or not self._options.growable:
-            raise pyfuse3.FUSEError(errno.EPERM)
+            truncation.refuse_size(self._options.image, attr.st_size, now.st_size)
         await self._resize(attr.st_size)
         return await self._attributes(inode)
 
@@ -292,12 +259,14 @@ class ImageFileSystem(pyfuse3.Operations):
 
     @answers_errno
     async def open(self, inode: pyfuse3.InodeT, flags: pyfuse3.FlagT, ctx: pyfuse3.RequestContext) -> pyfuse3.FileInfo:
-        """Open the image. O_TRUNC changes nothing, as on a block device."""
+        """Open the image. O_TRUNC is refused, or changes nothing: whoever truncates relies on zeros afterwards."""
         await trio.lowlevel.checkpoint()
         if inode != self._image:
             raise pyfuse3.FUSEError(errno.EISDIR)
-        if self._volume.read_only and flags & (os.O_WRONLY | os.O_RDWR):
+        if self._volume.read_only and flags & (os.O_WRONLY | os.O_RDWR | os.O_TRUNC):
             raise pyfuse3.FUSEError(errno.EROFS)
+        if flags & os.O_TRUNC and not self._options.ignore_truncation:
+            truncation.refuse_opening(self._options.image)
         handle, self._next_handle = self._next_handle, self._next_handle + 1
         self._heard[handle] = self._failures
         if flags & os.O_DSYNC:  # O_SYNC contains it
@@ -375,26 +344,32 @@ class ImageFileSystem(pyfuse3.Operations):
     @answers_errno
     async def statfs(self, ctx: pyfuse3.RequestContext) -> pyfuse3.StatvfsData:
         await trio.lowlevel.checkpoint()
-        data = pyfuse3.StatvfsData()
-        data.f_bsize = data.f_frsize = MIN_BLOCK_SIZE
-        data.f_blocks = -(-self._volume.size // MIN_BLOCK_SIZE)
-        data.f_bfree = data.f_bavail = data.f_ffree = data.f_favail = 0
-        data.f_files = 1
-        data.f_namemax = 255
-        return data
+        return usage(self._volume)
 
     @answers_errno
     async def getxattr(self, inode: pyfuse3.InodeT, name: pyfuse3.XAttrNameT, ctx: pyfuse3.RequestContext) -> bytes:
         await trio.lowlevel.checkpoint()
-        value = self._xattrs.get(name) if inode == self._image else None
-        if value is None:
-            raise pyfuse3.FUSEError(pyfuse3.ENOATTR)
-        return value
+        return self._attributes_of(inode).value(name)
 
     @answers_errno
     async def listxattr(self, inode: pyfuse3.InodeT, ctx: pyfuse3.RequestContext) -> list[pyfuse3.XAttrNameT]:
         await trio.lowlevel.checkpoint()
-        return [pyfuse3.XAttrNameT(name) for name in self._xattrs] if inode == self._image else []
+        return [pyfuse3.XAttrNameT(name) for name in self._attributes_of(inode).names()]
+
+    @answers_errno
+    async def setxattr(
+        self, inode: pyfuse3.InodeT, name: pyfuse3.XAttrNameT, value: bytes, ctx: pyfuse3.RequestContext
+    ) -> None:
+        await trio.lowlevel.checkpoint()
+        self._attributes_of(inode).refuse_change(name)
+
+    @answers_errno
+    async def removexattr(self, inode: pyfuse3.InodeT, name: pyfuse3.XAttrNameT, ctx: pyfuse3.RequestContext) -> None:
+        await trio.lowlevel.checkpoint()
+        self._attributes_of(inode).refuse_change(name, removing=True)
+
+    def _attributes_of(self, inode: int) -> ExtendedAttributes:
+        return self._xattrs if inode == self._image else NONE
 
     @answers_errno
     async def access(self, inode: pyfuse3.InodeT, mode: pyfuse3.ModeT, ctx: pyfuse3.RequestContext) -> bool:
@@ -411,9 +386,7 @@ class ImageFileSystem(pyfuse3.Operations):
     mkdir = refuse(errno.EPERM)
     mknod = refuse(errno.EPERM)
     readlink = refuse(errno.EINVAL)
-    removexattr = refuse(errno.EPERM)
     rename = refuse(errno.EPERM)
     rmdir = refuse(errno.EPERM)
-    setxattr = refuse(errno.EPERM)
     symlink = refuse(errno.EPERM)
     unlink = refuse(errno.EPERM)

@@ -40,6 +40,8 @@ class MountOptions:
     """Who serves reads and writes: the fast lane, Python, or the lane if it can be had."""
     growable: bool = False
     """Let truncate(2) of the image make the payload longer or shorter."""
+    ignore_truncation: bool = False
+    """Have opening with O_TRUNC change nothing, as on a block device, instead of refusing it."""
     uid: int = field(default_factory=os.getuid)
     gid: int = field(default_factory=os.getgid)
     umask: int = 0o077

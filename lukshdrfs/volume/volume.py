@@ -101,7 +101,7 @@ class Volume:
         if not last.dynamic:
             raise PayloadError("the volume's size is fixed by its header, or by --size", errno.EPERM)
         if size <= last.start or (size - last.start) % last.sector_size:
-            raise PayloadError(f"{size} bytes are not whole sectors of {last.sector_size}", errno.EINVAL)
+            raise PayloadError(f"{size} bytes are not one or more whole sectors of {last.sector_size}", errno.EINVAL)
         if size >= before:
             self._grow(last, size)
             return

@@ -67,6 +67,12 @@ def test_virtual_machines(tmp_path: Path) -> None:
     run_page(ROOT / "docs/vm.md", tmp_path)
 
 
+@pytest.mark.needs("fuse", "qemu-img", "mkfs.ext4")
+def test_bringing_a_disk_in(tmp_path: Path) -> None:
+    """And of the page about bringing a disk in."""
+    run_page(ROOT / "docs/bring-in.md", tmp_path)
+
+
 @pytest.mark.root
 @pytest.mark.needs("fuse", "loop", "mkfs.ext4")
 def test_workstation(tmp_path: Path) -> None:
@@ -79,7 +85,7 @@ def test_workstation(tmp_path: Path) -> None:
 def test_every_page_with_blocks_is_run() -> None:
     """No page is left out."""
     pages = {page.stem for page in [*ROOT.glob("*.md"), *ROOT.glob("docs/*.md")] if blocks(page)}
-    assert pages == {"README", "tutorial", "headers", "control", "network", "vm", "workstation"}
+    assert pages == {"README", "tutorial", "headers", "control", "network", "vm", "workstation", "bring-in"}
 
 
 def test_everything_the_documentation_links_to_is_there() -> None:
@@ -88,7 +94,7 @@ def test_everything_the_documentation_links_to_is_there() -> None:
     links = [
         (document, link)
         for document in documents
-        for link in re.findall(r"\]\(([^)#:]+)\)", document.read_text(encoding="utf-8"))
+        for link in re.findall(r"\]\(([^)#:]+)(?:#[^)]*)?\)", document.read_text(encoding="utf-8"))
     ]
     assert len(links) > 3
     assert [(document.name, link) for document, link in links if not (document.parent / link).exists()] == []

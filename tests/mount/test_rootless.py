@@ -77,6 +77,36 @@ def test_allow_other_shows_a_mount_to_all(volume: LuksFiles, tmp_path: Path) -> 
         assert done.returncode == 0, done.stderr
 
 
+def test_shared_for_reading(volume: LuksFiles, tmp_path: Path) -> None:
+    """`allow_other` on a read-only mount means that others read: so they can, and nobody writes."""
+    with ordinary_user(tmp_path, ADMITTED) as user:
+        assert mount(user, volume, "-r", "-o", "allow_other") == (0, "")
+        done = user.run("stat", "-c", "%a", "vault", "vault/image", number=SOMEBODY_ELSE)
+        assert done.stdout.split() == ["555", "444"], done.stderr
+        assert user.run("head", "-c", "512", "vault/image", number=SOMEBODY_ELSE).returncode == 0
+        assert user.run("touch", "vault/image", number=SOMEBODY_ELSE).returncode != 0
+        assert user.run(LUKSHDRFS, "unmount", "vault").returncode == 0
+
+
+@pytest.mark.parametrize("options", ["allow_other,umask=077", f"allow_other,uid={NUMBER}", f"allow_other,gid={NUMBER}"])
+def test_who_may_read_can_be_said(options: str, volume: LuksFiles, tmp_path: Path) -> None:
+    """With a mask, or an owner, nobody else reads a read-only mount, `allow_other` or not."""
+    with ordinary_user(tmp_path, ADMITTED) as user:
+        assert mount(user, volume, "-r", "-o", options) == (0, "")
+        assert user.run("head", "-c", "512", "vault/image", number=SOMEBODY_ELSE).returncode != 0
+        assert user.run("stat", "-c", "%a", "vault/image").stdout == "400\n"
+        assert user.run(LUKSHDRFS, "unmount", "vault").returncode == 0
+
+
+def test_allow_other_alone_shares_nothing_that_can_be_written(volume: LuksFiles, tmp_path: Path) -> None:
+    """A mount that can be written to stays its owner's (and root's) until a mask or an owner says otherwise."""
+    with ordinary_user(tmp_path, ADMITTED) as user:
+        assert mount(user, volume, "-o", "allow_other") == (0, "")
+        assert user.run("head", "-c", "512", "vault/image", number=SOMEBODY_ELSE).returncode != 0
+        assert user.run("head", "-c", "512", "vault/image", number=ROOT).returncode == 0
+        assert user.run(LUKSHDRFS, "unmount", "vault").returncode == 0
+
+
 @pytest.mark.parametrize("option", ["allow_other", "allow_root"])
 def test_allow_other_that_is_not_admitted(option: str, volume: LuksFiles, tmp_path: Path) -> None:
     """Without `user_allow_other` in /etc/fuse.conf, one line names both, and nothing is mounted."""

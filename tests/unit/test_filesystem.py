@@ -232,11 +232,11 @@ async def test_a_mount_on_a_file_is_the_image_itself(tmp_path: Path) -> None:
 
 
 async def test_statfs_is_the_volumes_size() -> None:
-    """The file system is as large as the volume, full, and has one file."""
+    """The file system is as large as the volume, none of it counts as used, and inodes are not counted."""
     found = await shown().statfs(CONTEXT)
 
     assert found.f_blocks * found.f_frsize == SIZE
-    assert (found.f_bfree, found.f_bavail, found.f_ffree, found.f_files) == (0, 0, 0, 1)
+    assert (found.f_bfree, found.f_bavail, found.f_ffree, found.f_files) == (found.f_blocks, found.f_blocks, 0, 0)
 
 
 # --- opening, reading, writing ---------------------------------------------------------------------------------------
@@ -260,7 +260,9 @@ async def test_a_directory_is_not_opened_as_a_file() -> None:
     assert await answer_of(shown().open(ROOT, pyfuse3.FlagT(os.O_RDONLY), CONTEXT)) == errno.EISDIR
 
 
-@pytest.mark.parametrize("flags", [os.O_WRONLY, os.O_RDWR, os.O_WRONLY | os.O_APPEND, os.O_RDWR | os.O_TRUNC])
+@pytest.mark.parametrize(
+    "flags", [os.O_WRONLY, os.O_RDWR, os.O_WRONLY | os.O_APPEND, os.O_RDWR | os.O_TRUNC, os.O_TRUNC]
+)
 async def test_a_read_only_volume_is_not_opened_for_writing(flags: int) -> None:
     """A read-only volume answers EROFS to opening for writing, not only to the write itself."""
     filesystem = shown(MemoryPayload(SIZE, read_only=True))
@@ -271,15 +273,31 @@ async def test_a_read_only_volume_is_not_opened_for_writing(flags: int) -> None:
     assert await answer_of(filesystem.write(handle, 0, b"x")) == errno.EROFS
 
 
-async def test_opening_with_o_trunc_changes_nothing() -> None:
-    """Truncating on opening leaves size and content, as on a block device."""
-    filesystem = shown()
+@pytest.mark.parametrize("access", [os.O_RDONLY, os.O_WRONLY, os.O_RDWR])
+@pytest.mark.parametrize("growable", [True, False])
+async def test_opening_with_o_trunc_is_refused(
+    access: int, caplog: pytest.LogCaptureFixture, *, growable: bool
+) -> None:
+    """Whoever truncates relies on zeros afterwards: EPERM, with what to do instead in the log; nothing is changed."""
+    filesystem = shown(growable=growable)
+    handle = await opened(filesystem)
+    await filesystem.write(handle, 0, b"content")
+
+    assert await answer_of(filesystem.open(IMAGE, pyfuse3.FlagT(access | os.O_TRUNC), CONTEXT)) == errno.EPERM
+    assert "conv=notrunc" in caplog.text
+    assert await filesystem.read(handle, 0, 7) == b"content"
+
+
+async def test_o_trunc_can_be_ignored() -> None:
+    """On request, truncating on opening leaves size and content, as on a block device; other sizes stay refused."""
+    filesystem = shown(ignore_truncation=True)
     handle = await opened(filesystem)
     await filesystem.write(handle, 0, b"content")
     again = await opened(filesystem, os.O_RDWR | os.O_TRUNC)
 
     assert await filesystem.read(again, 0, 7) == b"content"
     assert (await filesystem.getattr(IMAGE, CONTEXT)).st_size == SIZE
+    assert await answer_of(filesystem.setattr(IMAGE, *change(size=0), again, CONTEXT)) == errno.EPERM
 
 
 @pytest.mark.parametrize("direct", [True, False])
@@ -384,7 +402,7 @@ async def test_every_other_change_is_refused(values: dict[str, Any]) -> None:
 
 @pytest.mark.parametrize(
     "name",
-    ["create", "link", "mkdir", "mknod", "removexattr", "rename", "rmdir", "setxattr", "symlink", "unlink"],
+    ["create", "link", "mkdir", "mknod", "rename", "rmdir", "symlink", "unlink"],
 )
 async def test_nothing_else_can_be_made_or_removed(name: str) -> None:
     """The directory holds the one file for good: every request that would change that is EPERM."""
@@ -423,14 +441,37 @@ async def test_extended_attributes_have_no_secret() -> None:
 
 @pytest.mark.parametrize(
     ("inode", "name"),
-    [(IMAGE, b"user.lukshdrfs.key"), (IMAGE, b"security.capability"), (IMAGE, b""), (ROOT, b"user.lukshdrfs.uuid")],
+    [(IMAGE, b"user.lukshdrfs.key"), (IMAGE, b"user."), (IMAGE, b"user.other"), (ROOT, b"user.lukshdrfs.uuid")],
 )
 async def test_other_attributes_are_not_there(inode: pyfuse3.InodeT, name: bytes) -> None:
-    """Anything else, and anything of the directory, is ENODATA."""
+    """In the name space that is kept, anything else, and anything of the directory, is ENODATA."""
     filesystem = shown()
 
     assert await answer_of(filesystem.getxattr(inode, pyfuse3.XAttrNameT(name), CONTEXT)) == errno.ENODATA
+    assert await answer_of(filesystem.removexattr(inode, pyfuse3.XAttrNameT(name), CONTEXT)) == errno.ENODATA
     assert list(await filesystem.listxattr(ROOT, CONTEXT)) == []
+
+
+@pytest.mark.parametrize("inode", [IMAGE, ROOT])
+@pytest.mark.parametrize(
+    "name", [b"security.capability", b"trusted.libvirt.security.dac", b"system.posix_acl_access", b"user", b""]
+)
+async def test_name_spaces_that_are_not_kept_are_not_supported(inode: pyfuse3.InodeT, name: bytes) -> None:
+    """To read, set or remove a name there is EOPNOTSUPP, by which programs know that they have to do without."""
+    filesystem, asked = shown(), pyfuse3.XAttrNameT(name)
+
+    assert await answer_of(filesystem.getxattr(inode, asked, CONTEXT)) == errno.EOPNOTSUPP
+    assert await answer_of(filesystem.setxattr(inode, asked, b"value", CONTEXT)) == errno.EOPNOTSUPP
+    assert await answer_of(filesystem.removexattr(inode, asked, CONTEXT)) == errno.EOPNOTSUPP
+
+
+async def test_attributes_are_not_to_be_changed() -> None:
+    """What is shown of the volume is not the caller's to say: EPERM."""
+    filesystem, uuid = shown(), pyfuse3.XAttrNameT(b"user.lukshdrfs.uuid")
+
+    assert await answer_of(filesystem.setxattr(IMAGE, uuid, b"5678", CONTEXT)) == errno.EPERM
+    assert await answer_of(filesystem.removexattr(IMAGE, uuid, CONTEXT)) == errno.EPERM
+    assert await filesystem.getxattr(IMAGE, uuid, CONTEXT) == b"1234"
 
 
 # --- at the same time ------------------------------------------------------------------------------------------------
