@@ -62,6 +62,7 @@ sector_cipher = _module(
 )
 sector_locks = _module("volume", "sector_locks")
 block_scan = _module("payload", "block_scan", optimise="-O3")  # half as fast again as with -O2
+file_writes = _module("payload", "file_writes")
 nbd_client = _module(
     "payload", "nbd_client", "nbd_client", "nbd_session", "nbd_connection", "nbd_transmission", "nbd_library",
     "unflushed_writes",

@@ -30,7 +30,7 @@ int confine_thread(void) {
         LOAD(nr),
         /* descriptors that are open */
         ALLOW(read), ALLOW(write), ALLOW(readv), ALLOW(writev), ALLOW(pread64), ALLOW(pwrite64), ALLOW(preadv),
-        ALLOW(pwritev), ALLOW(preadv2), ALLOW(pwritev2), ALLOW(fdatasync), ALLOW(fallocate), ALLOW(ppoll),
+        ALLOW(pwritev), ALLOW(preadv2), ALLOW(pwritev2), ALLOW(fdatasync), ALLOW(sync_file_range), ALLOW(fallocate), ALLOW(ppoll),
         ALLOW(sendto), ALLOW(sendmsg), ALLOW(recvfrom), ALLOW(recvmsg), ALLOW(shutdown), ALLOW(close),
 #ifdef __NR_poll
         ALLOW(poll),

@@ -36,6 +36,8 @@ T = TypeVar("T")
 ROOT = pyfuse3.ROOT_INODE
 STORAGE_PATIENCE_S = 0.2
 """How long attributes may wait for a slow payload."""
+MANY_SYNCS = 128
+"""Synchronous writes without the kernel's sync after them by which it is seen that this kernel has none."""
 
 
 def answers_errno(handler: Callable[P, Awaitable[T]]) -> Callable[P, Coroutine[Any, Any, T]]:
@@ -94,6 +96,8 @@ class ImageFileSystem(pyfuse3.Operations):
         """How many flushes have failed, and the last one's errno."""
         self._heard: dict[int, int] = {}
         """Of how many of them each open handle has been told."""
+        self._to_be_synced: dict[int, int] = {}
+        """Synchronous writes of a handle that the kernel has it synced after: it does where the page cache is used."""
         self._modified_ns = self._mounted_ns = time.time_ns()
         self._asking_modified = threading.Lock()
         self.initialised = trio.Event()
@@ -283,14 +287,30 @@ class ImageFileSystem(pyfuse3.Operations):
 
     @answers_errno
     async def write(self, fh: pyfuse3.FileHandleT, off: int, buf: bytes) -> int:
-        count = await self._in_thread(self._volume.pwrite, buf, off)
-        if fh in self._synchronous:
-            await self._flush_for(fh)
+        if fh not in self._synchronous:
+            return await self._in_thread(self._volume.pwrite, buf, off)
+        count = await self._in_thread(functools.partial(self._volume.pwrite, synchronous=True), buf, off)
+        if not self._options.direct_io:
+            self._to_be_synced[fh] = self._to_be_synced.get(fh, 0) + 1
         return count
 
     @answers_errno
     async def fsync(self, fh: pyfuse3.FileHandleT, datasync: bool) -> None:
-        await self._flush_for(fh)
+        if 0 < self._to_be_synced.get(fh, 0) < MANY_SYNCS:
+            self._to_be_synced[fh] -= 1
+            await self._flush_after_write()
+        else:
+            await self._flush_for(fh)
+
+    async def _flush_after_write(self) -> None:
+        """Flush for who has asked for his own write alone. If that fails, others' data are lost, and they hear."""
+        async with self._flushing:
+            try:
+                await self._in_thread(functools.partial(self._volume.flush, asked=False))
+            except LukshdrfsError as error:
+                self._failures += 1
+                self._failure = error.errno or errno.EIO
+                raise
 
     async def _flush_for(self, handle: int) -> None:
         """
@@ -320,6 +340,7 @@ class ImageFileSystem(pyfuse3.Operations):
         await trio.lowlevel.checkpoint()
         self._synchronous.discard(fh)
         self._heard.pop(fh, None)
+        self._to_be_synced.pop(fh, None)
 
     @answers_errno
     async def opendir(self, inode: pyfuse3.InodeT, ctx: pyfuse3.RequestContext) -> pyfuse3.FileHandleT:

@@ -37,11 +37,6 @@
 #define LARGEST_REQUEST ((size_t)1 << 20) /* bytes of data; what INIT's answer grants is cut to it */
 #define LARGEST_SECTOR ((size_t)4096)
 #define LARGEST_ANSWER ((size_t)1 << 18) /* of libfuse: a directory's or a list of attributes */
-
-/* Bytes written to a file by one call. The page cache keeps what one call writes in folios of up to that size, and ext4
- * goes through all blocks of a folio at each small write to it: after writes of 1 MiB, random ones took three times as
- * long. Sequential writes lose a tenth. */
-#define LARGEST_WRITE ((size_t)1 << 16)
 #define STACK_SIZE ((size_t)1 << 18)
 
 /* Threads beyond the workers, so that somebody is there to read what is not for us while all workers wait for a slow
@@ -72,6 +67,7 @@
 #define LARGEST_ERRAND ((size_t)1 << 16)
 
 #define REMEMBERED_INTERRUPTS 16
+#define REMEMBERED_SYNCS 64
 #define STOP_SIGNAL (SIGRTMIN + 5)
 
 typedef int (*crypt_function)(struct sector_cipher *, int, uint8_t *, size_t, uint64_t);
@@ -79,8 +75,8 @@ typedef void (*hold_function)(struct sector_locks *, struct sector_range *, uint
 typedef int (*try_function)(struct sector_locks *, struct sector_range *, uint64_t, uint64_t, int);
 typedef void (*release_function)(struct sector_locks *, struct sector_range *);
 typedef int (*payload_read_function)(void *, uint8_t *, size_t, uint64_t);
-typedef int (*payload_write_function)(void *, const uint8_t *, size_t, uint64_t);
-typedef int (*payload_flush_function)(void *);
+typedef int (*payload_write_function)(void *, const uint8_t *, size_t, uint64_t, int);
+typedef int (*payload_flush_function)(void *, int);
 typedef int (*payload_start_function)(void *, int, uint8_t *, size_t, uint64_t, void (*)(void *, int), void *);
 
 /* The start of a request, up to the data of a WRITE. */
@@ -119,6 +115,14 @@ struct handle {
     struct handle *next;
     uint64_t number;
     unsigned heard; /* of so many failed flushes */
+    int cached;     /* it goes through the page cache */
+};
+
+/* A synchronous write that has succeeded, and whose caller the kernel has sync the handle next: it does so where the page
+ * cache is used. */
+struct synced {
+    uint64_t handle;
+    uint32_t caller; /* 0: none */
 };
 
 /* A flush that is under way, or whose outcome nobody has taken down yet. */
@@ -187,6 +191,7 @@ struct lane {
     struct flush *flushes;
     uint64_t flushes_begun;
     pthread_cond_t flushed;
+    struct synced synced[REMEMBERED_SYNCS]; /* at the place that the caller's number gives */
     uint64_t init_unique;
     uint32_t offered, offered2; /* flags and flags2 of the kernel's INIT */
     int coherent;      /* O_DIRECT may go past the page cache: the kernel keeps both in step */
@@ -412,35 +417,18 @@ static int read_payload(struct lane *lane, uint8_t *data, size_t size, uint64_t 
     return 0;
 }
 
-static int write_out(struct lane *lane, const uint8_t *data, size_t size, uint64_t offset) {
-    if (lane->payload_write) {
-        int error = lane->payload_write(lane->config.payload_object, data, size, offset);
-        if (error)
-            tell(lane, LANE_WRITING, offset, error);
-        return error;
-    }
-    while (size) {
-        size_t piece = size < LARGEST_WRITE || lane->payload_is_memory ? size : LARGEST_WRITE;
-        ssize_t count = pwrite(lane->config.payload, data, piece, (off_t)offset);
-        if (count < 0 && errno == EINTR)
-            continue;
-        if (count <= 0) {
-            int error = count ? storage_error() : EIO;
-            tell(lane, LANE_WRITING, offset, error);
-            return error;
-        }
-        data += count;
-        size -= (size_t)count;
-        offset += (uint64_t)count;
-    }
-    return 0;
+static int write_out(struct lane *lane, const uint8_t *data, size_t size, uint64_t offset, int synchronous) {
+    int error = lane->payload_write(lane->config.payload_object, data, size, offset, synchronous);
+    if (error)
+        tell(lane, LANE_WRITING, offset, error);
+    return error;
 }
 
-static int write_payload(struct lane *lane, const uint8_t *data, size_t size, uint64_t offset) {
+static int write_payload(struct lane *lane, const uint8_t *data, size_t size, uint64_t offset, int synchronous) {
     if (lane->payload_is_memory)
-        return write_out(lane, data, size, offset);
+        return write_out(lane, data, size, offset, synchronous);
     int called = begin_wait(lane);
-    int error = write_out(lane, data, size, offset);
+    int error = write_out(lane, data, size, offset, synchronous);
     end_wait(lane, called);
     return error;
 }
@@ -515,7 +503,7 @@ static int fetch_partial_sectors(struct lane *lane, const struct piece *piece, u
     return end < piece->covered ? fetch_around(lane, piece, sectors, last, 0, end - last) : 0;
 }
 
-static int write_piece(struct lane *lane, const struct piece *piece, uint8_t *data) {
+static int write_sectors(struct lane *lane, const struct piece *piece, uint8_t *data, int synchronous) {
     uint8_t *sectors = data - piece->skip;
     struct sector_range range;
     hold(lane, &range, piece, 1);
@@ -523,9 +511,18 @@ static int write_piece(struct lane *lane, const struct piece *piece, uint8_t *da
     if (!error)
         error = crypt_sectors(lane, piece->extent, 1, sectors, piece->covered, piece->at);
     if (!error)
-        error = write_payload(lane, sectors, piece->covered, piece->extent->payload_offset + piece->at);
+        error = write_payload(lane, sectors, piece->covered, piece->extent->payload_offset + piece->at, synchronous);
     lane->release(lane->config.locks, &range);
     return error;
+}
+
+static int write_piece(struct lane *lane, const struct piece *piece, uint8_t *data) {
+    return write_sectors(lane, piece, data, 0);
+}
+
+/* It is on the storage then; and if not, the error is its own, whatever becomes of others' writes. */
+static int write_piece_synchronously(struct lane *lane, const struct piece *piece, uint8_t *data) {
+    return write_sectors(lane, piece, data, 1);
 }
 
 /* Does something with each piece of a range of plaintext. A piece that is not the first one begins at a sector's
@@ -568,13 +565,9 @@ static void serve_read(struct worker *worker) {
     answer(lane, request->header.unique, error, data_of(worker), error ? 0 : (size_t)count);
 }
 
-static int flush_payload(struct lane *lane) {
+static int flush_payload(struct lane *lane, int asked) {
     int called = begin_wait(lane);
-    int error;
-    if (lane->payload_flush)
-        error = lane->payload_flush(lane->config.payload_object);
-    else
-        error = fdatasync(lane->config.payload) == 0 ? 0 : storage_error();
+    int error = lane->payload_flush(lane->config.payload_object, asked);
     end_wait(lane, called);
     if (error)
         tell(lane, LANE_FLUSHING, 0, error);
@@ -589,6 +582,14 @@ static int is_flushing(const struct lane *lane, uint64_t number) {
     return 0;
 }
 
+/* Under the mutex. */
+static struct handle *find_handle(const struct lane *lane, uint64_t number) {
+    struct handle *handle = lane->handles;
+    while (handle && handle->number != number)
+        handle = handle->next;
+    return handle;
+}
+
 /* Flushes for a handle. A failure is told to every handle that is open, once, as the kernel does with a file's (errseq_t).
  * For it tells each descriptor of the payload once, and we have one: of two flushes at the same time only one may hear of
  * what both should. So nobody says that all is well while another one is not done that began before. */
@@ -599,7 +600,7 @@ static int flush_for(struct lane *lane, uint64_t number) {
     own.next = lane->flushes;
     lane->flushes = &own;
     pthread_mutex_unlock(&lane->mutex);
-    int error = flush_payload(lane);
+    int error = flush_payload(lane, 1);
     pthread_mutex_lock(&lane->mutex);
     struct flush **at = &lane->flushes;
     while (*at != &own)
@@ -621,21 +622,55 @@ static int flush_for(struct lane *lane, uint64_t number) {
         end_wait(lane, called);
         pthread_mutex_lock(&lane->mutex);
     }
-    for (struct handle *handle = lane->handles; handle; handle = handle->next)
-        if (handle->number == number) {
-            if (!error && handle->heard != lane->failures)
-                error = lane->failure;
-            handle->heard = lane->failures;
-            break;
-        }
+    struct handle *handle = find_handle(lane, number);
+    if (handle) {
+        if (!error && handle->heard != lane->failures)
+            error = lane->failure;
+        handle->heard = lane->failures;
+    }
     pthread_mutex_unlock(&lane->mutex);
+    return error;
+}
+
+/* Before it is answered. */
+static void note_synced(struct lane *lane, const struct request *request) {
+    pthread_mutex_lock(&lane->mutex);
+    const struct handle *handle = find_handle(lane, request->write.fh);
+    if (handle && handle->cached)
+        lane->synced[request->header.pid % REMEMBERED_SYNCS] =
+            (struct synced){.handle = handle->number, .caller = request->header.pid};
+    pthread_mutex_unlock(&lane->mutex);
+}
+
+/* Whether a sync is the end of a synchronous write, which has said already what became of it. */
+static int ends_write(struct lane *lane, const struct request *request) {
+    pthread_mutex_lock(&lane->mutex);
+    struct synced *synced = &lane->synced[request->header.pid % REMEMBERED_SYNCS];
+    int ends = synced->caller == request->header.pid && synced->caller && synced->handle == request->fsync.fh;
+    if (ends)
+        synced->caller = 0;
+    pthread_mutex_unlock(&lane->mutex);
+    return ends;
+}
+
+/* For who has not asked for more than his own write. If that fails, it is others' data that are lost, and they hear. */
+static int flush_after_write(struct lane *lane) {
+    int error = flush_payload(lane, 0);
+    if (error) {
+        pthread_mutex_lock(&lane->mutex);
+        lane->failures++;
+        lane->failure = error;
+        pthread_mutex_unlock(&lane->mutex);
+    }
     return error;
 }
 
 /* The answer says that everything answered before is on the storage. */
 static void serve_fsync(struct worker *worker) {
     struct lane *lane = worker->lane;
-    int error = lane->config.read_only ? 0 : flush_for(lane, worker->request.fsync.fh);
+    int error = 0;
+    if (!lane->config.read_only)
+        error = ends_write(lane, &worker->request) ? flush_after_write(lane) : flush_for(lane, worker->request.fsync.fh);
     answer(lane, worker->request.header.unique, error, NULL, 0);
 }
 
@@ -649,10 +684,11 @@ static void serve_write(struct worker *worker) {
         error = EROFS;
     else if (request->write.size && !count)
         error = ENOSPC; /* as at the end of a block device */
-    else
-        error = with_pieces(lane, write_piece, data_of(worker), request->write.offset, (size_t)count);
-    if (!error && request->write.flags & O_DSYNC) /* O_SYNC contains it; the kernel leaves that to us */
-        error = flush_for(lane, request->write.fh);
+    else /* O_SYNC contains O_DSYNC; the kernel leaves that to us */
+        error = with_pieces(lane, request->write.flags & O_DSYNC ? write_piece_synchronously : write_piece,
+                            data_of(worker), request->write.offset, (size_t)count);
+    if (!error && request->write.flags & O_DSYNC)
+        note_synced(lane, request);
     answer(lane, request->header.unique, error, &written, error ? 0 : sizeof written);
 }
 
@@ -965,11 +1001,11 @@ static void note_open(struct lane *lane, const struct request *request) {
 }
 
 /* Under the mutex. A failure before it was opened is none of its business. */
-static void note_handle(struct lane *lane, uint64_t number) {
+static void note_handle(struct lane *lane, uint64_t number, int cached) {
     struct handle *handle = malloc(sizeof *handle);
     if (!handle)
         return;
-    *handle = (struct handle){.next = lane->handles, .number = number, .heard = lane->failures};
+    *handle = (struct handle){.next = lane->handles, .number = number, .heard = lane->failures, .cached = cached};
     lane->handles = handle;
 }
 
@@ -1062,7 +1098,7 @@ static void amend(struct lane *lane, uint8_t *message, size_t size) {
             if (size == sizeof out) {
                 memcpy(&out, body, sizeof out);
                 amend_open(lane, &out, opening->flags);
-                note_handle(lane, out.fh);
+                note_handle(lane, out.fh, !(out.open_flags & FOPEN_DIRECT_IO));
                 memcpy(body, &out, sizeof out);
             }
             *at = opening->next;

@@ -29,7 +29,7 @@ struct lane_config {
     void *locks;                       /* shared with everybody else who writes the volume */
     /* functions of the other C modules: sector_cipher_crypt, sector_locks_hold, ..._try, ..._release */
     uintptr_t crypt, hold, try_hold, release;
-    /* where the payload has no descriptor: see lukshdrfs/payload/base.py, PayloadFunctions */
+    /* see lukshdrfs/payload/base.py, PayloadFunctions; without payload_read, the descriptor is read */
     void *payload_object;
     uintptr_t payload_read, payload_write, payload_flush, payload_start;
 };

@@ -121,7 +121,7 @@ class FastLane:
         configuration.read_only = access.read_only
         if access.descriptor is not None:
             configuration.payload_is_device = stat.S_ISBLK(os.fstat(access.descriptor).st_mode)
-        elif access.functions is not None:
+        if access.functions is not None:
             configuration.payload_object = ffi.cast("void *", access.functions.payload)
             configuration.payload_read, configuration.payload_write = access.functions.read, access.functions.write
             configuration.payload_flush, configuration.payload_start = access.functions.flush, access.functions.start

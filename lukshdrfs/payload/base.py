@@ -12,7 +12,9 @@ class PayloadFunctions:
     Addresses of C functions that read, write and flush a payload, from any thread.
 
     Each takes the object first, then, but for `flush`, data, size and offset (bytes), and returns 0 or an errno.
-    `start` is as `nbd_client_start` in nbd_client.h.
+    `write` takes last whether it is synchronous, `flush` whether it was asked for (see Payload). `start` is as
+    `nbd_client_start` in nbd_client.h. An address of 0: there is no such function; without `read`, the payload has a
+    descriptor.
     """
 
     payload: int
@@ -47,7 +49,7 @@ class Payload(Protocol):
 
     @property
     def functions(self) -> PayloadFunctions | None:
-        """What serves C code where there is no such descriptor. Good until `close`."""
+        """What serves C code, for all but reading where there is a descriptor. Good until `close`."""
 
     def identity(self) -> tuple[int, int] | None:
         """Return device and inode number, by which two paths to one file are told; None if it is no file here."""
@@ -55,11 +57,20 @@ class Payload(Protocol):
     def read_into(self, buffer: memoryview, offset: int) -> None:
         """Fill the whole buffer from byte `offset` on. A payload that ends before is a PayloadError."""
 
-    def write(self, data: memoryview, offset: int) -> None:
-        """Write all of `data` at byte `offset`, which the payload must already reach."""
+    def write(self, data: memoryview, offset: int, *, synchronous: bool = False) -> None:
+        """
+        Write all of `data` at byte `offset`, which the payload must already reach.
 
-    def flush(self) -> None:
-        """Return when everything written is on the storage itself."""
+        With `synchronous`, it is on the storage on return; what is raised is its own outcome, whoever else writes.
+        """
+
+    def flush(self, *, asked: bool = True) -> None:
+        """
+        Return when everything written is on the storage itself.
+
+        What was lost by others' synchronous writes and flushes since the last flush that was `asked` for fails the next
+        one that is: so all who rely on flushes hear of it.
+        """
 
     def be_patient(self, *, patient: bool) -> None:
         """

@@ -8,22 +8,32 @@ import logging
 import os
 import stat
 import sys
+import threading
 from typing import Self
 
 from lukshdrfs.errors import DeviceError, InUse, PayloadError, ReadOnlyError
+from lukshdrfs.payload._file_writes import ffi, lib
+from lukshdrfs.payload.base import PayloadFunctions
 from lukshdrfs.payload.image_locks import lock_image
 
 log = logging.getLogger(__name__)
 
 _BLKROGET = 0x125E  # linux/fs.h
+SYNCHRONOUS_WRITES = 16
+"""Synchronous writes that are under way at the same time, at most: each has an open file description of its own."""
 
 
 class FilePayload:
     """A file or block device, locked against other users while it is open."""
 
-    def __init__(self, descriptor: int, name: str, *, read_only: bool, preserve_times: bool = False) -> None:
+    def __init__(
+        self, descriptor: int, name: str, *, read_only: bool, write_through: bool = False, preserve_times: bool = False
+    ) -> None:
         """Take over an open descriptor; use `FilePayload.open`."""
         self._descriptor = descriptor
+        self._write_through = write_through
+        self._writes_made = threading.Lock()
+        self._writes: object = None
         self._name = name
         self._read_only = read_only
         self._size = 0
@@ -57,15 +67,15 @@ class FilePayload:
         flags = os.O_RDONLY if read_only else os.O_RDWR
         if stat.S_ISBLK(mode) and not read_only and window is None:
             flags |= os.O_EXCL  # fails while it is mounted or has an exclusive user: open(2)
-        if write_through and not read_only:
-            flags |= os.O_DSYNC
         descriptor = _open(name, flags)
         try:
             if stat.S_ISBLK(mode) and not read_only:
                 _check_writable_device(descriptor, name)
             if locked:
                 lock_image(descriptor, name, writable=not read_only, window=window)
-            return cls(descriptor, name, read_only=read_only, preserve_times=preserve_times)
+            return cls(
+                descriptor, name, read_only=read_only, write_through=write_through, preserve_times=preserve_times
+            )
         except BaseException:
             os.close(descriptor)
             raise
@@ -91,9 +101,12 @@ class FilePayload:
         return self._descriptor
 
     @property
-    def functions(self) -> None:
-        """See Payload. The descriptor does."""
-        return
+    def functions(self) -> PayloadFunctions:
+        """See Payload. Reading is the descriptor's."""
+        write, flush = (
+            int(ffi.cast("uintptr_t", ffi.addressof(lib, f"file_writes_{what}"))) for what in ("write", "flush")
+        )
+        return PayloadFunctions(int(ffi.cast("uintptr_t", self._writing())), read=0, write=write, flush=flush, start=0)
 
     def identity(self) -> tuple[int, int]:
         """Return device and inode number, by which two paths to one file are told."""
@@ -112,27 +125,53 @@ class FilePayload:
                 raise PayloadError(f"payload {self._name} ends at byte {offset + done}; it was cut off while in use")
             done += count
 
-    def write(self, data: memoryview, offset: int) -> None:
+    def write(self, data: memoryview, offset: int, *, synchronous: bool = False) -> None:
         """See Payload."""
         if self._read_only:
             raise ReadOnlyError(f"payload {self._name} is open for reading only")
         done = 0
+        if data and (synchronous or self._write_through):
+            writes = self._writing()
+            with ffi.from_buffer("uint8_t[]", data) as view:  # given back before anything is raised
+                code = lib.file_writes_write(writes, view, len(view), offset, True)
+            self._check(code, "writing", offset)
+            done = len(data)
         while done < len(data):
             try:
                 done += os.pwrite(self._descriptor, data[done:], offset + done)
             except OSError as error:
                 raise self._failure("writing", offset + done, error) from None
 
-    def flush(self) -> None:
+    def flush(self, *, asked: bool = True) -> None:
         """See Payload."""
-        if self._read_only:
-            return
+        if not self._read_only:
+            self._check(lib.file_writes_flush(self._writing(), asked), "flushing", 0)
+
+    def _check(self, code: int, doing: str, offset: int) -> None:
+        if code:
+            raise self._failure(doing, offset, OSError(code, os.strerror(code))) from None
+
+    def _writing(self) -> object:
+        """Return the C object that writes; it is made when it is first needed, for many only read."""
+        with self._writes_made:
+            if self._descriptor < 0:
+                raise PayloadError(f"payload {self._name} is closed", errno.EBADF)
+            if self._writes is None:
+                others = [] if self._read_only else self._descriptions()
+                self._writes = lib.file_writes_new(self._descriptor, others, len(others), self._write_through)
+                if self._writes == ffi.NULL:
+                    raise MemoryError
+            return self._writes
+
+    def _descriptions(self) -> list[int]:
+        """Return descriptors of further open file descriptions of the same file; none where that cannot be."""
+        others: list[int] = []
         try:
-            os.fdatasync(self._descriptor)
-        except ValueError:
-            raise PayloadError(f"payload {self._name} is closed", errno.EBADF) from None
+            while len(others) < SYNCHRONOUS_WRITES:
+                others.append(os.open(f"/proc/self/fd/{self._descriptor}", os.O_RDWR | os.O_CLOEXEC))
         except OSError as error:
-            raise self._failure("flushing", 0, error) from None
+            log.debug("payload %s: synchronous writes are done %d at a time: %s", self._name, len(others) or 1, error)
+        return others
 
     def be_patient(self, *, patient: bool) -> None:
         """See Payload. The kernel has it, and lets nobody go."""
@@ -163,6 +202,9 @@ class FilePayload:
     def close(self) -> None:
         """See Payload."""
         descriptor, self._descriptor = self._descriptor, -1
+        writes, self._writes = self._writes, None
+        if writes is not None and writes != ffi.NULL:
+            lib.file_writes_free(writes)
         if descriptor >= 0:
             self._put_times_back(descriptor)
             try:

@@ -143,20 +143,20 @@ class NbdPayload:
                 error = lib.nbd_client_read(self._opened(), data, len(buffer), offset)
             self._check(error, "reading", offset)
 
-    def write(self, data: memoryview, offset: int) -> None:
+    def write(self, data: memoryview, offset: int, *, synchronous: bool = False) -> None:
         """See Payload."""
         if self._read_only:
             raise ReadOnlyError(f"payload {self._name} is open for reading only")
         if data:
             with ffi.from_buffer("uint8_t[]", data) as sectors:
-                error = lib.nbd_client_write(self._opened(), sectors, len(data), offset)
+                error = lib.nbd_client_write(self._opened(), sectors, len(data), offset, synchronous)
             self._check(error, "writing", offset)
             self._written_ns = time.time_ns()
 
-    def flush(self) -> None:
+    def flush(self, *, asked: bool = True) -> None:
         """See Payload."""
         if not self._read_only:
-            self._check(lib.nbd_client_flush(self._opened()), "flushing", 0)
+            self._check(lib.nbd_client_flush(self._opened(), asked), "flushing", 0)
 
     def be_patient(self, *, patient: bool) -> None:
         """See Payload. What was acknowledged stays kept."""

@@ -39,6 +39,7 @@ struct nbd_client {
     struct flush_waiter *flush_waiters;
     int flushing;
     int failed; /* the errno of a flush that nobody has heard of yet */
+    unsigned failures; /* flushes that have failed so far */
 
     pthread_rwlock_t blocks; /* held alone where blocks are written only in part; see below */
 
@@ -93,6 +94,7 @@ static int flush_once(struct nbd_client *client) {
  * all of it is still kept. */
 static void tell_waiters(struct nbd_client *client, struct flush_waiter *waiters, int result) {
     int heard = 0, error = result < 0 ? EIO : result;
+    client->failures += result > 0;
     for (struct flush_waiter *each = waiters; each; each = each->next)
         heard |= each->asked;
     if (result > 0 && !heard) {
@@ -140,7 +142,7 @@ static int flush(struct nbd_client *client, int asked) {
     return waiter.error;
 }
 
-int nbd_client_flush(struct nbd_client *client) { return flush(client, 1); }
+int nbd_client_flush(struct nbd_client *client, int asked) { return flush(client, asked); }
 
 /* Makes room for a write among those that are kept, by a flush if need be. Returns 0 or an errno. */
 static int reserve(struct nbd_client *client, size_t size) {
@@ -183,16 +185,39 @@ static int read_blocks(struct nbd_client *client, uint8_t *data, size_t size, ui
     return in_commands(client, (struct nbd_command){.kind = NBD_READ, .data = data, .size = size, .offset = offset}, 0);
 }
 
-static int write_blocks(struct nbd_client *client, const uint8_t *data, size_t size, uint64_t offset) {
-    struct nbd_command command = {.kind = NBD_WRITE, .data = (uint8_t *)(uintptr_t)data, .size = size, .offset = offset};
-    int through = client->session.config.write_through;
-    if (through && client->session.can_fua) {
-        command.flags = NBD_FLAG_FUA;
-        return in_commands(client, command, 0);
-    }
-    /* a server that cannot flush has nothing to flush */
+/* How often something that was acknowledged has been lost. */
+static unsigned losses(struct nbd_client *client) {
+    pthread_mutex_lock(&client->flush_mutex);
+    unsigned failures = client->failures;
+    pthread_mutex_unlock(&client->flush_mutex);
+    return failures + nbd_session_refusals(&client->session);
+}
+
+/* A server tells once of what a flush could not write. If that was in somebody else's flush since the write began, it may
+ * have been ours; then `*doubtful` is set. Whoever asks for a flush hears of the failure, too. */
+static int write_and_flush(struct nbd_client *client, struct nbd_command command, int *doubtful) {
+    unsigned before = losses(client);
     int error = in_commands(client, command, client->session.can_flush);
-    return !error && through ? nbd_client_flush(client) : error;
+    if (error)
+        return error;
+    error = flush(client, 0);
+    *doubtful = losses(client) != before;
+    return *doubtful && !error ? EIO : error;
+}
+
+/* `*doubtful`, where it fails: it may have been another one's write that failed. */
+static int write_blocks(struct nbd_client *client, const uint8_t *data, size_t size, uint64_t offset, int synchronous,
+                        int *doubtful) {
+    struct nbd_session *session = &client->session;
+    struct nbd_command command = {.kind = NBD_WRITE, .data = (uint8_t *)(uintptr_t)data, .size = size, .offset = offset};
+    /* a server that cannot flush has nothing to flush */
+    int keep = session->can_flush, through = session->config.write_through;
+    if (!synchronous && !through)
+        return in_commands(client, command, keep);
+    if (!session->can_fua)
+        return write_and_flush(client, command, doubtful);
+    command.flags = NBD_FLAG_FUA;
+    return in_commands(client, command, keep && !through); /* what is kept of earlier writes may be done again before it */
 }
 
 /* --- ranges that are no whole blocks of the server's --------------------------------------------------------------- */
@@ -239,7 +264,8 @@ int nbd_client_read(struct nbd_client *client, uint8_t *data, size_t size, uint6
     return error;
 }
 
-static int write_partly(struct nbd_client *client, const uint8_t *data, size_t size, uint64_t offset) {
+static int write_partly(struct nbd_client *client, const uint8_t *data, size_t size, uint64_t offset, int synchronous,
+                        int *doubtful) {
     struct around around = blocks_around(client, size, offset);
     uint8_t *blocks = malloc(around.size);
     if (!blocks)
@@ -247,23 +273,27 @@ static int write_partly(struct nbd_client *client, const uint8_t *data, size_t s
     int error = read_blocks(client, blocks, around.size, around.offset);
     if (!error) {
         memcpy(blocks + around.skip, data, size);
-        error = write_blocks(client, blocks, around.size, around.offset);
+        error = write_blocks(client, blocks, around.size, around.offset, synchronous, doubtful);
     }
     free(blocks);
     return error;
 }
 
-int nbd_client_write(struct nbd_client *client, const uint8_t *data, size_t size, uint64_t offset) {
+int nbd_client_write(struct nbd_client *client, const uint8_t *data, size_t size, uint64_t offset, int synchronous) {
     if (!is_there(client, size, offset))
         return EIO;
     /* two sectors of one block have two writers: one of them would put back what the other one has written */
-    int whole = is_whole(client, size, offset);
-    if (whole)
-        pthread_rwlock_rdlock(&client->blocks);
-    else
-        pthread_rwlock_wrlock(&client->blocks);
-    int error = whole ? write_blocks(client, data, size, offset) : write_partly(client, data, size, offset);
-    pthread_rwlock_unlock(&client->blocks);
+    int whole = is_whole(client, size, offset), error = 0, doubtful = 1;
+    for (int attempt = 0; attempt < 2 && doubtful; attempt++) { /* the second one is its own outcome */
+        doubtful = 0;
+        if (whole && !attempt)
+            pthread_rwlock_rdlock(&client->blocks);
+        else
+            pthread_rwlock_wrlock(&client->blocks);
+        error = whole ? write_blocks(client, data, size, offset, synchronous, &doubtful)
+                      : write_partly(client, data, size, offset, synchronous, &doubtful);
+        pthread_rwlock_unlock(&client->blocks);
+    }
     return error;
 }
 
@@ -427,7 +457,11 @@ struct nbd_client *nbd_client_open(const struct nbd_client_config *config, int *
         free(client);
         return NULL;
     }
-    pthread_rwlock_init(&client->blocks, NULL);
+    pthread_rwlockattr_t fair; /* by default, whoever wants it alone may wait for ever */
+    pthread_rwlockattr_init(&fair);
+    pthread_rwlockattr_setkind_np(&fair, PTHREAD_RWLOCK_PREFER_WRITER_NONRECURSIVE_NP);
+    pthread_rwlock_init(&client->blocks, &fair);
+    pthread_rwlockattr_destroy(&fair);
     pthread_mutex_init(&client->flush_mutex, NULL);
     pthread_cond_init(&client->flushed, NULL);
     client->has_usher = nbd_start_thread(&client->usher, usher, client) == 0;

@@ -40,11 +40,12 @@ void nbd_client_close(struct nbd_client *client);
 
 /* Each returns 0 or an errno. Sizes and offsets are in bytes, and need not be multiples of the server's blocks. */
 int nbd_client_read(struct nbd_client *client, uint8_t *data, size_t size, uint64_t offset);
-/* Whoever writes to a place keeps all others from writing there meanwhile. */
-int nbd_client_write(struct nbd_client *client, const uint8_t *data, size_t size, uint64_t offset);
+/* Whoever writes to a place keeps all others from writing there meanwhile. With `synchronous`, it is on the server's storage
+ * on return. */
+int nbd_client_write(struct nbd_client *client, const uint8_t *data, size_t size, uint64_t offset, int synchronous);
 /* Everything that was acknowledged is on the server's storage then. A flush that failed meanwhile, without having been
- * asked for, fails this one. */
-int nbd_client_flush(struct nbd_client *client);
+ * `asked` for, fails the next one that is. */
+int nbd_client_flush(struct nbd_client *client, int asked);
 
 /* Reads or writes without waiting: `finished` is called with 0 or an errno when it is over, by another thread, which must
  * not be held up. Returns 0 if that cannot be (the server is away, or the range is no whole blocks of its): then it is to

@@ -207,6 +207,7 @@ static int write_again(struct nbd_session *session) {
         /* all of it stays kept, up to the next flush: who is told here may free the server's disk, and restart it */
         pthread_mutex_lock(&session->mutex);
         session->refused = again.refused;
+        session->refusals++;
         pthread_mutex_unlock(&session->mutex);
         nbd_session_tell(session, NBD_CLIENT_REFUSED, strerrordesc_np(again.refused));
     }
@@ -295,6 +296,13 @@ int nbd_session_take_refused(struct nbd_session *session) {
     session->refused = 0;
     pthread_mutex_unlock(&session->mutex);
     return refused;
+}
+
+unsigned nbd_session_refusals(struct nbd_session *session) {
+    pthread_mutex_lock(&session->mutex);
+    unsigned refusals = session->refusals;
+    pthread_mutex_unlock(&session->mutex);
+    return refusals;
 }
 
 int nbd_session_refresh(struct nbd_session *session) {

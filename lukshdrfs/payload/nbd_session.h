@@ -42,6 +42,7 @@ struct nbd_session {
     int given_up;     /* it has been away for longer than anybody waits */
     int lost;         /* nobody has been told yet */
     int refused;      /* likewise: the errno of a write that could not be done again */
+    unsigned refusals; /* times that there was one */
     pthread_t keeper;
     int has_keeper;
 
@@ -77,6 +78,8 @@ void nbd_session_be_patient(struct nbd_session *session, int patient);
 
 /* The errno of a write that could not be done again, once; 0 if there was none. */
 int nbd_session_take_refused(struct nbd_session *session);
+/* How often there was one so far. */
+unsigned nbd_session_refusals(struct nbd_session *session);
 
 /* Asks the server for the export's size again. Returns 0 or an errno. */
 int nbd_session_refresh(struct nbd_session *session);

@@ -185,9 +185,11 @@ class Volume:
             self._read_piece(extent, buffer[first - offset : last - offset], first)
         return size
 
-    def pwrite(self, data: bytes | bytearray | memoryview, offset: int) -> int:
+    def pwrite(self, data: bytes | bytearray | memoryview, offset: int, *, synchronous: bool = False) -> int:
         """
         Write plaintext at byte `offset` and return how many bytes fitted before the volume's end.
+
+        With `synchronous`, they are on the payload's storage on return, whatever becomes of others' writes.
 
         Raises PayloadError if the storage fails, with ENOSPC if `offset` is at or past the end; ReadOnlyError.
         """
@@ -200,12 +202,16 @@ class Volume:
             raise PayloadError(f"write at byte {offset}: the volume ends at {self.size}", errno.ENOSPC)
         size = min(len(view), max(0, self.size - offset))
         for extent, first, last in self._pieces(offset, offset + size):
-            self._write_piece(extent, view[first - offset : last - offset], first)
+            self._write_piece(extent, view[first - offset : last - offset], first, synchronous=synchronous)
         return size
 
-    def flush(self) -> None:
-        """Return when everything written is on the payload's storage. Raises PayloadError."""
-        self._payload.flush()
+    def flush(self, *, asked: bool = True) -> None:
+        """
+        Return when everything written is on the payload's storage. Raises PayloadError.
+
+        One that is not `asked` for says nothing of earlier losses; the next one that is does.
+        """
+        self._payload.flush(asked=asked)
 
     def be_patient(self, *, patient: bool) -> None:
         """Have reads and writes wait for a storage that is away, or fail at once, as far as that can be had."""
@@ -250,7 +256,7 @@ class Volume:
         if not whole:
             buffer[:] = sectors[span.skip : span.skip + span.size]
 
-    def _write_piece(self, extent: Extent, data: memoryview, offset: int) -> None:
+    def _write_piece(self, extent: Extent, data: memoryview, offset: int, *, synchronous: bool = False) -> None:
         span = SectorSpan.covering(offset - extent.start, len(data), extent.sector_size)
         sectors = memoryview(bytearray(span.covered_size))
         start = extent.start + span.offset
@@ -259,7 +265,7 @@ class Volume:
             sectors[span.skip : span.skip + span.size] = data
             if extent.cipher:
                 extent.cipher.encrypt(sectors, extent.iv_tweak + span.offset // IV_SECTOR)
-            self._payload.write(sectors, extent.payload_offset + span.offset)
+            self._payload.write(sectors, extent.payload_offset + span.offset, synchronous=synchronous)
 
     def _fetch_partial_sectors(self, extent: Extent, sectors: memoryview, span: SectorSpan) -> None:
         """Put the plaintext of the sectors that are only partly written in their places."""

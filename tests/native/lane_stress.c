@@ -19,6 +19,7 @@
 #include <sys/socket.h>
 #include <unistd.h>
 
+#include "file_writes.h"
 #include "lane.h"
 #include "sector_cipher.h"
 #include "sector_locks.h"
@@ -257,8 +258,8 @@ int main(int count, char **words) {
     threads = (unsigned)atoi(words[2]);
     rounds = (unsigned)atoi(words[4]);
     CHECK(threads && threads <= THREADS);
-    int device[2], socket[2], events[2], payload = memfd_create("payload", 0);
-    CHECK(payload >= 0 && !ftruncate(payload, (off_t)(PAYLOAD_OFFSET + VOLUME)));
+    int device[2], socket[2], events[2], payload = memfd_create("payload", 0), further = dup(payload);
+    CHECK(payload >= 0 && further >= 0 && !ftruncate(payload, (off_t)(PAYLOAD_OFFSET + VOLUME)));
     CHECK(!socketpair(AF_UNIX, SOCK_SEQPACKET, 0, device) && !socketpair(AF_UNIX, SOCK_SEQPACKET, 0, socket));
     CHECK(!socketpair(AF_UNIX, SOCK_SEQPACKET, 0, events));
     for (unsigned i = 0; i <= threads; i++)
@@ -274,7 +275,10 @@ int main(int count, char **words) {
                                  .workers = (unsigned)atoi(words[3]), .extent_count = 3, .extents = extents,
                                  .locks = sector_locks_new(), .crypt = (uintptr_t)sector_cipher_crypt,
                                  .hold = (uintptr_t)sector_locks_hold, .try_hold = (uintptr_t)sector_locks_try,
-                                 .release = (uintptr_t)sector_locks_release};
+                                 .release = (uintptr_t)sector_locks_release,
+                                 .payload_object = file_writes_new(payload, &further, 1, 0),
+                                 .payload_write = (uintptr_t)file_writes_write,
+                                 .payload_flush = (uintptr_t)file_writes_flush};
     int error;
     struct lane *lane = lane_start(&config, &error);
     CHECK(lane && !error);
@@ -308,6 +312,7 @@ int main(int count, char **words) {
     pthread_join(sorter, NULL);
     pthread_join(peer, NULL);
     sector_locks_free(config.locks);
+    file_writes_free(config.payload_object);
     sector_cipher_free(small);
     sector_cipher_free(large);
     free(model);

@@ -261,7 +261,7 @@ static int transfer_once(struct user *user, int writing, uint8_t *data, size_t c
         pthread_mutex_unlock(&user->mutex);
         return user->error;
     }
-    return writing ? nbd_client_write(user->client, data, count, offset)
+    return writing ? nbd_client_write(user->client, data, count, offset, !rnd(&user->state, 8))
                    : nbd_client_read(user->client, data, count, offset);
 }
 
@@ -273,9 +273,9 @@ static int transfer(struct user *user, int writing, uint8_t *data, size_t count,
 }
 
 static int flush(struct nbd_client *client) {
-    int error = nbd_client_flush(client);
+    int error = nbd_client_flush(client, 1);
     while (error == EIO && impatient)
-        error = nbd_client_flush(client);
+        error = nbd_client_flush(client, 1);
     return error;
 }
 

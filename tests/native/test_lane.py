@@ -18,8 +18,9 @@ def stress(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFact
     """Return the program, with sanitizers."""
     target = tmp_path_factory.mktemp("native") / "lane_stress"
     compile_native(
-        target, STRESS, "sector_cipher", "sector_locks", "lane", "confinement", options=SANITIZERS[request.param]
-    )
+        target, STRESS, "sector_cipher", "sector_locks", "file_writes", "lane", "confinement",
+        options=SANITIZERS[request.param],
+    )  # fmt: skip
     return target
 
 

@@ -70,7 +70,7 @@ class MemoryPayload:
                 buffer[done : done + length] = bytes(length) if found is None else bytes(found[at : at + length])
             done += length
 
-    def write(self, data: memoryview, offset: int) -> None:
+    def write(self, data: memoryview, offset: int, *, synchronous: bool = False) -> None:
         self.before_write(offset, len(data))
         if self._read_only:
             raise PayloadError("written to, though it is read-only", errno.EROFS)
@@ -81,8 +81,9 @@ class MemoryPayload:
             with self._pages_lock:
                 self._pages.setdefault(page, bytearray(PAGE))[at : at + length] = data[done : done + length]
             done += length
+        self.flushes += synchronous
 
-    def flush(self) -> None:
+    def flush(self, *, asked: bool = True) -> None:
         self.flushes += 1
 
     def be_patient(self, *, patient: bool) -> None:

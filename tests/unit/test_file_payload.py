@@ -10,12 +10,13 @@ import signal
 import struct
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from support.tools import program
 
 from lukshdrfs.errors import DeviceError, InUse, PayloadError, ReadOnlyError
 from lukshdrfs.payload import FilePayload
@@ -154,32 +155,61 @@ def test_two_paths_to_one_file_are_told(image: Path, tmp_path: Path) -> None:
     assert found[0] == found[1] == found[2] != found[3]
 
 
-def open_flags(payload: FilePayload, image: Path) -> int:
-    """Return the flags of the descriptor that is open on a file (proc(5), fdinfo)."""
-    for entry in Path("/proc/self/fd").iterdir():
-        with contextlib.suppress(FileNotFoundError):
-            if entry.resolve() == image:
-                lines = Path(f"/proc/self/fdinfo/{entry.name}").read_text().splitlines()
-                return int(next(line for line in lines if line.startswith("flags:")).split()[1], 8)
-    raise AssertionError(f"{payload.name} is not open")
+WRITES = """
+from lukshdrfs.payload import FilePayload
+import sys
+with FilePayload.open(sys.argv[1], read_only=False, write_through=sys.argv[2] == "through") as payload:
+    payload.write(memoryview(b"x" * 100_000), 5, synchronous=sys.argv[3] == "synchronous")
+"""
 
 
-@pytest.mark.parametrize("write_through", [True, False])
+@pytest.mark.needs("strace")
+@pytest.mark.parametrize("through", ["through", "back"])
+@pytest.mark.parametrize("synchronous", ["synchronous", "not"])
+def test_write_through_is_synchronous(image: Path, tmp_path: Path, through: str, synchronous: str) -> None:
+    """With `write_through` or `synchronous` the kernel is asked for a synchronous write; without, it is not."""
+    trace = tmp_path / "trace"
+    strace = [program("strace"), "-f", "-e", "trace=pwrite64,pwritev2", "-o", str(trace)]
+    subprocess.run([*strace, sys.executable, "-c", WRITES, image, through, synchronous], check=True)
+    assert image.read_bytes()[5:100_005] == b"x" * 100_000
+    assert ("RWF_DSYNC" in trace.read_text()) == (through == "through" or synchronous == "synchronous")
+
+
 @pytest.mark.parametrize("read_only", [True, False])
-def test_write_through_is_synchronous(image: Path, *, write_through: bool, read_only: bool) -> None:
-    """With `write_through` the kernel is asked for synchronous writes; without, and for reading, it is not."""
-    with FilePayload.open(image, read_only=read_only, write_through=write_through) as payload:
-        flags = open_flags(payload, image)
-        assert bool(flags & os.O_DSYNC) == (write_through and not read_only)
+def test_the_mode_of_the_descriptor(image: Path, *, read_only: bool) -> None:
+    """What is for reading only is opened so."""
+    with FilePayload.open(image, read_only=read_only) as payload:
+        flags = fcntl.fcntl(payload.descriptor, fcntl.F_GETFL)
         assert flags & os.O_ACCMODE == (os.O_RDONLY if read_only else os.O_RDWR)
-        if not read_only:
-            payload.write(memoryview(b"x"), 0)
+
+
+def test_synchronous_writes_where_the_file_cannot_be_opened_again(image: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """They are done one at a time then; and at the end nothing stays open."""
+    before = len(list(Path("/proc/self/fd").iterdir()))
+    for refused in (False, True):
+        with FilePayload.open(image, read_only=False) as payload, monkeypatch.context() as patch:
+            if refused:
+                patch.setattr(os, "open", raising(PermissionError(errno.EACCES, "refused")))
+            payload.write(memoryview(b"safe"), 3, synchronous=True)
+            payload.flush()
+        assert image.read_bytes()[3:7] == b"safe"
+        assert len(list(Path("/proc/self/fd").iterdir())) == before
+
+
+def raising(error: OSError) -> Callable[..., int]:
+    """Return a function that raises an error."""
+
+    def refuse(*_args: object, **_more: object) -> int:
+        raise error
+
+    return refuse
 
 
 def test_the_descriptor_is_not_inherited(image: Path) -> None:
     """A program that is started meanwhile does not get the payload, nor its locks."""
     with FilePayload.open(image, read_only=False) as payload:
-        assert open_flags(payload, image) & os.O_CLOEXEC
+        assert payload.descriptor is not None
+        assert fcntl.fcntl(payload.descriptor, fcntl.F_GETFD) & fcntl.FD_CLOEXEC
 
 
 def test_closing_twice_is_fine(image: Path) -> None:
