@@ -24,8 +24,9 @@ case ${1:-} in
     test)
         packages+=(cryptsetup-bin qemu-utils qemu-system-x86 fio e2fsprogs mount strace util-linux libkeyutils1
             systemd man-db zsh fish)
-        # for the examples: partitions, LVM, an ordinary user's file systems, a guest, and libvirt's schemas
-        packages+=(fdisk xfsprogs lvm2 fuse2fs busybox-static cpio libvirt-clients libxml2-utils)
+        # for the examples: partitions, LVM, an ordinary user's file systems, a guest (Debian packs its kernel's modules
+        # with xz, Ubuntu with zstd), and libvirt's schemas
+        packages+=(fdisk xfsprogs lvm2 fuse2fs busybox-static cpio xz-utils zstd libvirt-clients libxml2-utils)
         # servers for payloads that are elsewhere
         packages+=(nbdkit libnbd0 openssl openssh-server)
         extras='[test]'
@@ -36,6 +37,9 @@ case ${1:-} in
         ;;
 esac
 
+as_root=()
+((EUID == 0)) || as_root=(sudo)
+
 say() { echo "setup: $*" >&2; }
 
 install_system_packages() {
@@ -44,12 +48,22 @@ install_system_packages() {
         [[ $(dpkg-query -W -f '${db:Status-Status}' "$package" 2>/dev/null) == installed ]] || missing+=("$package")
     done
     ((${#missing[@]})) || return 0
+    if ((${#as_root[@]})) && ! command -v sudo >/dev/null; then
+        say "these packages are missing, and there is no sudo; as root: apt-get install ${missing[*]}"
+        exit 1
+    fi
     say "installing ${missing[*]}"
-    local as_root=()
-    ((EUID == 0)) || as_root=(sudo)
     local apt=("${as_root[@]}" env DEBIAN_FRONTEND=noninteractive apt-get -q -y)
     "${apt[@]}" update >&2
     "${apt[@]}" install --no-install-recommends "${missing[@]}" >&2
+}
+
+# fusermount3 ends no ordinary user's mount without /etc/mtab, which systemd makes at every start; where none ever ran
+# (containers, chroots) it may be missing.
+make_mount_table() {
+    [[ -e /etc/mtab || ! -e /proc/self/mounts ]] && return
+    say 'making /etc/mtab, a link to the list of mounts in /proc, as systemd does'
+    "${as_root[@]}" ln -sf ../proc/self/mounts /etc/mtab
 }
 
 # A Python newer than the system's, first on PATH, has its own headers and its own venv module.
@@ -69,5 +83,6 @@ install_python_packages() {
 }
 
 install_system_packages
+make_mount_table
 install_python_packages
 echo "$venv/bin"
