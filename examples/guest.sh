@@ -6,8 +6,9 @@
 #
 #   examples/guest.sh boot 'uname -a; ls /dev/vd*' -drive file=disk.img,format=raw,if=virtio
 #
-# Needs qemu-system-x86, busybox-static, cpio and apt, and no root. The kernel package is downloaded and unpacked, not
-# installed. Everything is in ~/.cache/lukshdrfs/guest, some 10 MB; remove that to get the newest kernel.
+# Needs qemu-system-x86, busybox-static, cpio, xz-utils (on Ubuntu zstd) and apt, and no root. The kernel package is
+# downloaded and unpacked, not installed. Everything is in ~/.cache/lukshdrfs/guest, some 10 MB; remove that to get the
+# newest kernel.
 # The guest's console is standard output. Exit status 69: what the guest is made of cannot be had here.
 set -euo pipefail
 
@@ -34,6 +35,12 @@ kernel_packages() {
         apt-cache show "${image/image/modules}" 2>/dev/null | sed -n 's/^Package: //p' | head -n 1
         return
     done
+}
+
+# unpack PROGRAM PACKAGE ARGUMENT...
+unpack() {
+    command -v "$1" >/dev/null || unavailable "$1 is missing: apt-get install $2"
+    "$1" -q -d "${@:3}"
 }
 
 # leaves the kernel and the few modules that we need in $cache/kernel
@@ -68,8 +75,9 @@ get_kernel() {
             fs/{ext4/ext4,jbd2/jbd2,mbcache}.ko* lib/{,crc/}{crc16,crc32c,libcrc32c}.ko* crypto/crc32c*.ko* \
             "$base"/modules.{order,builtin}
         cd "$kernel/lib/modules/$version"
-        for path in *.ko.xz; do xz -d "$path"; done
-        for path in *.ko.zst; do zstd -q -d --rm "$path" || unavailable 'zstd is missing: apt-get install zstd'; done
+        # Debian's modules are packed with the one, Ubuntu's with the other
+        for path in *.ko.xz; do unpack xz xz-utils "$path"; done
+        for path in *.ko.zst; do unpack zstd zstd --rm "$path"; done
     )
     busybox depmod -b "$kernel" "$version"
     rm -rf "$cache/kernel" "$cache"/kvm-*

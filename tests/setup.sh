@@ -63,7 +63,7 @@ install_system_packages() {
 make_mount_table() {
     [[ -e /etc/mtab || ! -e /proc/self/mounts ]] && return
     say 'making /etc/mtab, a link to the list of mounts in /proc, as systemd does'
-    "${as_root[@]}" ln -sf ../proc/self/mounts /etc/mtab
+    "${as_root[@]}" ln -sf ../proc/self/mounts /etc/mtab || say 'without it, only root can unmount'
 }
 
 # A Python newer than the system's, first on PATH, has its own headers and its own venv module.

@@ -19,7 +19,8 @@ pytestmark = pytest.mark.needs("fuse", "cryptsetup", "fio")
 
 LOOPS = os.environ.get("LUKSHDRFS_VERIFY_LOOPS", "1")
 JOBS = {
-    "buffered": ["--ioengine=psync", "--bsrange=64-70000", "--bs_unaligned=1"],
+    # fio puts a header of up to 64 bytes into every piece that divides both ends of the range, and 3.39 insists
+    "buffered": ["--ioengine=psync", "--bsrange=71-71000", "--bs_unaligned=1"],
     "direct": ["--ioengine=libaio", "--iodepth=16", "--direct=1", "--bsrange=512-128k", "--blockalign=512"],
     "large": ["--ioengine=libaio", "--iodepth=8", "--direct=1", "--bs=1M", "--rw=write"],
     "mapped": ["--ioengine=mmap", "--bs=4k"],

@@ -169,7 +169,7 @@ def _has_io_uring() -> bool:
 @pytest.mark.parametrize(
     "options",
     [
-        ["--ioengine=psync", "--bsrange=64-70000", "--bs_unaligned=1"],
+        ["--ioengine=psync", "--bsrange=71-71000", "--bs_unaligned=1"],
         ["--ioengine=psync", "--bsrange=512-64k", "--blockalign=512", "--direct=1"],
         ["--ioengine=libaio", "--iodepth=16", "--bsrange=512-64k", "--blockalign=512", "--direct=1"],
         ["--ioengine=mmap", "--bs=4k"],

@@ -12,7 +12,7 @@ import xml.etree.ElementTree as ET
 from pathlib import Path
 
 import pytest
-from support import devices
+from support import devices, guest
 from support.cryptsetup import LuksFiles
 from support.examples import EXAMPLES, end_example, run_example, start_example
 from support.mounts import Mounted
@@ -115,24 +115,63 @@ def test_example_that_is_interrupted(name: str, needs: list[str], tmp_path: Path
     assert os.listdir(tmp_path) == []
 
 
-@pytest.mark.needs("qemu-system-x86_64", "busybox", "cpio", "apt-get")
-def test_guest_that_cannot_be_had(tmp_path: Path) -> None:
-    """Where the kernel cannot be downloaded, guest.sh says so in its last line, and leaves nothing half made."""
-    refusing = tmp_path / "apt-get"
-    refusing.write_text("#!/bin/sh\nexit 100\n")
-    refusing.chmod(0o755)
-    cache = tmp_path / "cache"
-    done = subprocess.run(
-        ["bash", EXAMPLES / "guest.sh", "setup"],
-        env={**os.environ, "PATH": f"{tmp_path}{os.pathsep}{SYSTEM_PATH}", "XDG_CACHE_HOME": str(cache)},
+def script(path: Path, *lines: str) -> None:
+    """Write a program."""
+    path.write_text("\n".join(["#!/bin/sh", *lines, ""]))
+    path.chmod(0o755)
+
+
+def set_up_guest(folder: Path, path: str) -> subprocess.CompletedProcess[str]:
+    """Let guest.sh make a guest in a folder, with the programs on `path`."""
+    return subprocess.run(
+        [program("bash"), EXAMPLES / "guest.sh", "setup"],
+        env={**os.environ, "PATH": path, "XDG_CACHE_HOME": str(folder / "cache")},
         capture_output=True,
         text=True,
         timeout=60,
         check=False,
     )
+
+
+@pytest.mark.needs("qemu-system-x86_64", "busybox", "cpio", "apt-get")
+def test_guest_that_cannot_be_had(tmp_path: Path) -> None:
+    """Where the kernel cannot be downloaded, guest.sh says so in its last line, and leaves nothing half made."""
+    script(tmp_path / "apt-get", "echo E: no such package >&2", "exit 100")
+    done = set_up_guest(tmp_path, f"{tmp_path}{os.pathsep}{SYSTEM_PATH}")
     assert done.returncode == 69
-    assert "cannot be downloaded" in done.stderr.splitlines()[-1]
-    assert os.listdir(cache / "lukshdrfs/guest") == ["lock"]
+    assert "no such package" in done.stderr
+    assert "cannot be downloaded" in guest.reason(done)
+    assert guest.reason(done).count("\n") == 0
+    assert os.listdir(tmp_path / "cache/lukshdrfs/guest") == ["lock"]
+
+
+@pytest.mark.parametrize(("packed", "package"), [("xz", "xz-utils"), ("zst", "zstd")])
+@pytest.mark.needs("qemu-system-x86_64", "busybox", "cpio", "dpkg-deb")
+def test_guest_whose_modules_cannot_be_unpacked(packed: str, package: str, tmp_path: Path) -> None:
+    """On a machine without what the kernel's modules are packed with, guest.sh names the package to install."""
+    tree = tmp_path / "tree"
+    for name in ("boot/vmlinuz-9", f"lib/modules/9/kernel/fs/ext4/ext4.ko.{packed}", "DEBIAN/control"):
+        (tree / name).parent.mkdir(parents=True, exist_ok=True)
+        (tree / name).touch()
+    for name in ("order", "builtin"):
+        (tree / f"lib/modules/9/modules.{name}").touch()
+    (tree / "DEBIAN/control").write_text(
+        "Package: linux-image-9\nVersion: 9\nArchitecture: amd64\nMaintainer: nobody\nDescription: none\n"
+    )
+    deb = tmp_path / "linux-image-9.deb"
+    subprocess.run([program("dpkg-deb"), "--build", tree, deb], check=True, capture_output=True)
+    bin_ = tmp_path / "bin"
+    bin_.mkdir()
+    for name in (
+        "busybox", "cat", "chmod", "cp", "cpio", "dpkg-deb", "flock", "head", "mkdir", "mktemp", "qemu-system-x86_64",
+        "readlink", "rm", "sed", "tar", "uname",
+    ):  # fmt: skip
+        (bin_ / name).symlink_to(program(name))
+    script(bin_ / "apt-cache", 'case "$1" in depends) echo "  Depends: linux-image-9" ;; esac')
+    script(bin_ / "apt-get", f"cp '{deb}' .")
+    done = set_up_guest(tmp_path, str(bin_))
+    assert done.returncode == 69
+    assert guest.reason(done) == f"guest: {package.removesuffix('-utils')} is missing: apt-get install {package}"
 
 
 def hotplug(*arguments: str | Path) -> subprocess.CompletedProcess[str]:

@@ -26,4 +26,9 @@ def why_missing() -> str:
         )
     except subprocess.TimeoutExpired:
         return f"the guest was not made in {PATIENCE_FOR_SETUP:.0f} s"
-    return "" if done.returncode == 0 else done.stderr.strip()[-300:] or f"guest.sh ended with {done.returncode}"
+    return "" if done.returncode == 0 else reason(done)
+
+
+def reason(done: subprocess.CompletedProcess[str]) -> str:
+    """Return why guest.sh failed: its last line, for what apt and others have to say comes before."""
+    return (done.stderr.strip().splitlines() or [f"guest.sh ended with {done.returncode}"])[-1]
