@@ -53,16 +53,16 @@ END
 see_partitions
 show sfdisk --list "$loop"
 
-say 'A file system on each. Without a discard: there it would write zeros, for the file has no holes.'
+say 'A file system on each.'
 devices=("${loop}p1" "${loop}p2")
 kinds=(ext4 xfs)
-show mkfs.ext4 -q -E nodiscard "${loop}p1"
+show mkfs.ext4 -q "${loop}p1"
 show mkfs.xfs -q -K "${loop}p2"
 if [[ -n $lvm ]]; then
     show pvcreate -q "${loop}p3"
     show vgcreate -q "$group" "${loop}p3"
     show lvcreate -q --wipesignatures n --extents 100%FREE --name plain "$group"
-    show mkfs.ext4 -q -E nodiscard "/dev/$group/plain"
+    show mkfs.ext4 -q "/dev/$group/plain"
     devices+=("/dev/$group/plain")
     kinds+=(ext4)
 else

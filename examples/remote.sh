@@ -42,7 +42,7 @@ say 'A volume on it. Its header is here.'
 (umask 077 && head -c 64 /dev/urandom >key)
 show lukshdrfs create --header header.img --key-file key --iter-time 100 "$url"
 show lukshdrfs mount --header header.img --key-file key "$url" vault
-show mkfs.ext4 -q -E nodiscard vault/image
+show mkfs.ext4 -q vault/image
 
 say 'The host crashes while we write, and comes back: what it had acknowledged is written once more.'
 seq 1000000 >numbers

@@ -20,7 +20,7 @@ show id -u
 say 'A volume, mounted, and an ext4 on it that belongs to us.'
 make_volume 64M
 mount_vault
-show mkfs.ext4 -q -E nodiscard,root_owner="$(id -u):$(id -g)" vault/image
+show mkfs.ext4 -q -E root_owner="$(id -u):$(id -g)" vault/image
 
 say 'fuse2fs mounts the file system, again without root.'
 # in the foreground: it writes its last blocks after the unmount, and we have to wait for them

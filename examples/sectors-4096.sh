@@ -35,7 +35,7 @@ say 'so nobody can read or write less:'
 if show dd if=/dev/zero of="$loop" bs=512 count=1 oflag=direct; then fail 'half a sector was written'; fi
 
 say 'An ext4, with files.'
-show mkfs.ext4 -q -E nodiscard "$loop"
+show mkfs.ext4 -q "$loop"
 show mount "$loop" disk
 head -c 10M /dev/urandom >disk/file
 sha256sum disk/file >sum

@@ -69,4 +69,4 @@ nbd_client = _module(
     python='extern "Python" void nbd_client_told(uintptr_t, int, char *);', libraries=["dl", "pthread"],
 )  # fmt: skip
 # it calls the cipher, the locks and the payload by the addresses that Python gives it
-lane = _module("fuse", "lane", "lane", "confinement", beside=("cipher", "volume"))
+lane = _module("fuse", "lane", "lane", "coherence", "confinement", beside=("cipher", "volume"))

@@ -22,6 +22,7 @@ import trio
 
 from lukshdrfs.errors import DeviceError, InUse, LukshdrfsError
 from lukshdrfs.fuse.filesystem import ImageFileSystem
+from lukshdrfs.fuse.guard import Guard
 from lukshdrfs.fuse.holders import describe_holders
 from lukshdrfs.fuse.lane import FastLane, fuse_descriptors
 from lukshdrfs.fuse.lock import ignore_lock_signal, lock_when_due
@@ -122,11 +123,16 @@ def serve(
         others = fuse_descriptors()
         _mount(file_system, options, kernel_options)
         mounted = find_mount(options.mountpoint)
-        lane = None
+        lane, guard = None, Guard()
         try:
-            lane = _fast_lane(volume, options, fuse_descriptors() - others)
+            descriptors = fuse_descriptors() - others
+            lane = _fast_lane(volume, options, descriptors)
             if lane:
                 file_system.serve_by_lane(lane)
+            else:
+                lane = _relay(volume, descriptors)
+            if lane and mounted:
+                guard.start(mounted.device)
             trio.run(
                 _serve_until_unmounted, _Serving(volume, options, file_system, mounted, lane, serving), ready, signals
             )
@@ -134,6 +140,7 @@ def serve(
             if lane:
                 lane.stop()
             pyfuse3.close(unmount=_is_there(mounted))
+            guard.end()
             if not volume.read_only and not file_system.locked:
                 volume.flush()
     finally:
@@ -169,9 +176,26 @@ def _start_lane(volume: Volume, options: MountOptions, descriptors: set[int]) ->
     access = volume.direct_access()
     if access is None:
         raise DeviceError("the fast lane needs a payload that is a file or a block device")
+    return FastLane(access, _only(descriptors), volume.size, options.workers)
+
+
+def _only(descriptors: set[int]) -> int:
     if len(descriptors) != 1:
-        raise DeviceError(f"the fast lane found {len(descriptors)} descriptors of {DEVICE} instead of one")
-    return FastLane(access, descriptors.pop(), options.workers)
+        raise DeviceError(f"there are {len(descriptors)} descriptors of {DEVICE} instead of one")
+    return next(iter(descriptors))
+
+
+def _relay(volume: Volume, descriptors: set[int]) -> FastLane | None:
+    """
+    Have requests pass through the lane though Python serves them, so that the kernel's cache is kept in step.
+
+    Without it, the kernel notices by the time of modification, and so now and then too late.
+    """
+    try:
+        return FastLane(None, _only(descriptors), volume.size, 0)
+    except DeviceError as error:
+        log.warning("%s; do not read through the page cache what is written by direct I/O", error)
+        return None
 
 
 def _is_there(mounted: Mount | None) -> bool:

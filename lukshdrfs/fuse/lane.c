@@ -21,6 +21,7 @@
 #include <time.h>
 #include <unistd.h>
 
+#include "coherence.h"
 #include "confinement.h"
 #include "sector_cipher.h"
 #include "sector_locks.h"
@@ -36,7 +37,7 @@
 
 #define LARGEST_REQUEST ((size_t)1 << 20) /* bytes of data; what INIT's answer grants is cut to it */
 #define LARGEST_SECTOR ((size_t)4096)
-#define LARGEST_ANSWER ((size_t)1 << 18) /* of libfuse: a directory's or a list of attributes */
+#define LARGEST_ANSWER (LARGEST_REQUEST + ((size_t)1 << 16)) /* of libfuse: where it serves reads, their data */
 #define STACK_SIZE ((size_t)1 << 18)
 
 /* Threads beyond the workers, so that somebody is there to read what is not for us while all workers wait for a slow
@@ -159,16 +160,24 @@ struct errand {
     struct errand *next; /* among those that are free */
     struct lane *lane;
     uint64_t unique;
-    int writing;
+    int writing, direct;
+    uint64_t offset; /* on the volume */
     struct piece piece;
     struct sector_range range;
     uint8_t *data;
+};
+
+/* A write past the cache that libfuse has not answered yet, where it answers them. */
+struct relayed_write {
+    struct relayed_write *next;
+    uint64_t unique, offset, size;
 };
 
 struct lane {
     struct lane_config config;
     struct lane_extent *extents;
     _Atomic uint64_t size; /* of the volume; what tells where it ends */
+    struct coherence *coherence;
     crypt_function crypt;
     hold_function hold;
     try_function try_hold;
@@ -185,6 +194,7 @@ struct lane {
     unsigned wiped; /* threads whose buffers hold no plaintext any more, as the lane is locked */
     struct waiting *first_waiting, *last_waiting;
     struct opening *openings;
+    struct relayed_write *relayed_writes;
     struct handle *handles;
     unsigned failures; /* flushes that have failed so far */
     int failure;       /* the last one's errno */
@@ -674,11 +684,29 @@ static void serve_fsync(struct worker *worker) {
     answer(lane, worker->request.header.unique, error, NULL, 0);
 }
 
+/* Whether a write goes past the page cache: the kernel says whose it is of no other. */
+static int is_direct(const struct request *request) {
+    return (request->write.write_flags & (FUSE_WRITE_LOCKOWNER | FUSE_WRITE_CACHE)) == FUSE_WRITE_LOCKOWNER;
+}
+
+/* Whoever has read `count` bytes in between through the cache may have put back there what they were before: a write
+ * past it is answered when the kernel has none of them. So is one that failed, for a part may have been written. */
+static void answer_write(struct lane *lane, uint64_t unique, int direct, int error, uint64_t offset, uint64_t count) {
+    struct {
+        struct fuse_out_header header;
+        struct fuse_write_out written;
+    } message = {.header = {.len = error ? sizeof message.header : sizeof message, .error = -error, .unique = unique},
+                 .written = {.size = (uint32_t)count}};
+    if (direct)
+        coherence_answer(lane->coherence, offset, count, &message, message.header.len);
+    else
+        answer(lane, unique, error, &message.written, error ? 0 : sizeof message.written);
+}
+
 static void serve_write(struct worker *worker) {
     const struct request *request = &worker->request;
     struct lane *lane = worker->lane;
     uint64_t count = clipped(lane, request->write.offset, request->write.size);
-    struct fuse_write_out written = {.size = (uint32_t)count};
     int error = 0;
     if (lane->config.read_only)
         error = EROFS;
@@ -689,7 +717,7 @@ static void serve_write(struct worker *worker) {
                             data_of(worker), request->write.offset, (size_t)count);
     if (!error && request->write.flags & O_DSYNC)
         note_synced(lane, request);
-    answer(lane, request->header.unique, error, &written, error ? 0 : sizeof written);
+    answer_write(lane, request->header.unique, is_direct(request), error, request->write.offset, count);
 }
 
 /* Space for a range, from the payload's own file system. Its bytes stay what they are. */
@@ -719,60 +747,51 @@ static int preallocate(struct lane *lane, uint64_t offset, uint64_t size) {
     return 0;
 }
 
-/* Has the kernel forget what it has cached of a range: for a FALLOCATE that ends half-way it does not by itself. */
-static void forget_cached(struct lane *lane, uint64_t node, uint64_t offset, uint64_t size) {
-    struct {
-        struct fuse_out_header header;
-        struct fuse_notify_inval_inode_out range;
-    } notice = {.header = {.len = sizeof notice, .error = FUSE_NOTIFY_INVAL_INODE, .unique = 0},
-                .range = {.ino = node, .off = (int64_t)offset, .len = (int64_t)size}};
-    while (write(lane->config.device, &notice, sizeof notice) < 0 && errno == EINTR)
-        ;
-}
-
-/* Writes zeros, encrypted, in steps; ends early with EINTR if the caller is interrupted. */
-static int write_zeros(struct worker *worker, uint64_t offset, uint64_t size) {
+/* Writes zeros, encrypted, in steps; ends early with EINTR if the caller is interrupted. Sets `written` to how many bytes
+ * are zero now. */
+static int write_zeros(struct worker *worker, uint64_t offset, uint64_t size, uint64_t *written) {
     struct lane *lane = worker->lane;
-    uint64_t start = offset;
     int error = 0;
-    while (size && !error) {
+    for (*written = 0; *written < size && !error;) {
         /* steps end where the next one can begin with a whole sector */
-        uint64_t step = LARGEST_REQUEST - offset % LARGEST_SECTOR;
-        if (step > size)
-            step = size;
+        uint64_t step = LARGEST_REQUEST - (offset + *written) % LARGEST_SECTOR;
+        if (step > size - *written)
+            step = size - *written;
         memset(data_of(worker), 0, (size_t)step);
         if (atomic_load(&worker->interrupted) || atomic_load(&lane->stopping))
             error = EINTR;
         else
-            error = with_pieces(lane, write_piece, data_of(worker), offset, (size_t)step);
-        if (!error) {
-            offset += step;
-            size -= step;
-        }
+            error = with_pieces(lane, write_piece, data_of(worker), offset + *written, (size_t)step);
+        if (!error)
+            *written += step;
     }
-    if (error && offset > start)
-        forget_cached(lane, worker->request.header.nodeid, start, offset - start);
     return error;
 }
 
 static void serve_fallocate(struct worker *worker) {
     const struct fuse_fallocate_in *in = &worker->request.fallocate;
     struct lane *lane = worker->lane;
-    const uint32_t zeroing = FALLOC_FL_PUNCH_HOLE | FALLOC_FL_ZERO_RANGE;
-    uint64_t size = clipped(lane, in->offset, in->length);
+    uint64_t size = clipped(lane, in->offset, in->length), zeroed = 0;
     int error = 0;
     if (lane->config.read_only)
         error = EROFS;
-    else if (in->mode & ~(zeroing | (uint32_t)FALLOC_FL_KEEP_SIZE))
-        error = EOPNOTSUPP;
+    else if (in->mode & ~(uint32_t)(FALLOC_FL_ZERO_RANGE | FALLOC_FL_KEEP_SIZE))
+        error = EOPNOTSUPP; /* a hole would be promised, which gives space back: the payload keeps its own */
     else if (!(in->mode & FALLOC_FL_KEEP_SIZE) && size < in->length)
         error = ENOSPC; /* the image would have to grow */
     else {
         int called = begin_wait(lane); /* it may take minutes, if only of work */
-        error = in->mode & zeroing ? write_zeros(worker, in->offset, size) : preallocate(lane, in->offset, size);
+        error = in->mode & FALLOC_FL_ZERO_RANGE ? write_zeros(worker, in->offset, size, &zeroed)
+                                                : preallocate(lane, in->offset, size);
         end_wait(lane, called);
     }
-    answer(lane, worker->request.header.unique, error, NULL, 0);
+    uint64_t unique = worker->request.header.unique;
+    struct fuse_out_header message = {.len = sizeof message, .error = -error, .unique = unique};
+    if (error && zeroed) /* the kernel takes what is half done for not done at all */
+        coherence_drop_and_answer(lane->coherence, worker->request.header.nodeid, in->offset, zeroed, &message,
+                                  sizeof message);
+    else
+        answer(lane, unique, error, NULL, 0);
 }
 
 /* From here on an INTERRUPT finds the FALLOCATE; one that came earlier is remembered. */
@@ -823,9 +842,8 @@ static void errand_finished(void *argument, int error) {
         tell(lane, errand->writing ? LANE_WRITING : LANE_READING, piece->extent->payload_offset + piece->at, error);
     else if (!errand->writing)
         error = crypt_sectors(lane, piece->extent, 0, errand->data, piece->covered, piece->at);
-    struct fuse_write_out written = {.size = (uint32_t)piece->size};
     if (errand->writing)
-        answer(lane, errand->unique, error, &written, error ? 0 : sizeof written);
+        answer_write(lane, errand->unique, errand->direct, error, errand->offset, piece->size);
     else
         answer(lane, errand->unique, error, errand->data, error ? 0 : piece->size);
     if (atomic_load(&lane->locked))
@@ -874,6 +892,8 @@ static int send_errand(struct worker *worker) {
     }
     errand->unique = request->header.unique;
     errand->writing = writing;
+    errand->direct = writing && is_direct(request);
+    errand->offset = offset;
     errand->piece = piece;
     int sent = 1;
     if (writing) {
@@ -1021,6 +1041,37 @@ static void forget_handle(struct lane *lane, uint64_t number) {
     pthread_mutex_unlock(&lane->mutex);
 }
 
+/* Returns whether its answer will be known. */
+static int note_relayed_write(struct lane *lane, const struct request *request) {
+    struct relayed_write *write = malloc(sizeof *write);
+    if (!write)
+        return 0;
+    *write = (struct relayed_write){
+        .unique = request->header.unique, .offset = request->write.offset, .size = request->write.size};
+    pthread_mutex_lock(&lane->mutex);
+    write->next = lane->relayed_writes;
+    lane->relayed_writes = write;
+    pthread_mutex_unlock(&lane->mutex);
+    return 1;
+}
+
+/* Returns whether a message answers a write past the cache; takes it from the list then. */
+static int take_relayed_write(struct lane *lane, uint64_t unique, struct relayed_write *taken) {
+    int found = 0;
+    pthread_mutex_lock(&lane->mutex);
+    for (struct relayed_write **at = &lane->relayed_writes; *at; at = &(*at)->next)
+        if ((*at)->unique == unique) {
+            struct relayed_write *write = *at;
+            *taken = *write;
+            *at = write->next;
+            free(write);
+            found = 1;
+            break;
+        }
+    pthread_mutex_unlock(&lane->mutex);
+    return found;
+}
+
 static void forward(struct worker *worker, const uint8_t *message, size_t size) {
     struct lane *lane = worker->lane;
     const struct fuse_in_header *header = &worker->request.header;
@@ -1030,6 +1081,10 @@ static void forward(struct worker *worker, const uint8_t *message, size_t size) 
         note_open(lane, &worker->request);
     else if (header->opcode == FUSE_RELEASE)
         forget_handle(lane, worker->request.release.fh);
+    else if (header->opcode == FUSE_WRITE && is_direct(&worker->request) && !note_relayed_write(lane, &worker->request)) {
+        answer(lane, header->unique, ENOMEM, NULL, 0);
+        return;
+    }
     ssize_t sent;
     do
         sent = send(lane->config.libfuse, message, size, MSG_NOSIGNAL | MSG_DONTWAIT);
@@ -1049,14 +1104,16 @@ static void forward(struct worker *worker, const uint8_t *message, size_t size) 
 static void amend_init(struct lane *lane, struct fuse_init_out *out, size_t size) {
     if (size < offsetof(struct fuse_init_out, unused)) /* the protocol before 7.23, Linux 3.15 */
         return;
-    if (out->max_write > LARGEST_REQUEST)
-        out->max_write = LARGEST_REQUEST;
-    if (out->max_pages > LARGEST_REQUEST / LARGEST_SECTOR)
-        out->max_pages = LARGEST_REQUEST / LARGEST_SECTOR;
-    out->max_readahead = LARGEST_REQUEST;
+    size_t largest = lane->config.largest_request, pages = largest / lane->config.page_size;
+    if (out->max_write > largest)
+        out->max_write = (uint32_t)largest;
+    if (out->max_pages > pages)
+        out->max_pages = (uint16_t)pages;
+    out->max_readahead = (uint32_t)largest;
     out->max_background = MAX_BACKGROUND;
     out->congestion_threshold = CONGESTION_THRESHOLD;
-    /* nobody else changes the payload: a new time of modification is our own doing, and no reason to drop the cache */
+    /* nobody else changes the payload: a new time of modification is our own doing, and no reason to drop the cache; what
+     * is to be dropped we say (coherence.h) */
     out->flags &= ~(uint32_t)FUSE_AUTO_INVAL_DATA;
     /* no file of ours has set-user-ID bits or capabilities to lose, so the kernel need not look before each write */
     out->flags |= lane->offered & FUSE_HANDLE_KILLPRIV_V2;
@@ -1115,6 +1172,20 @@ static void confine(const struct lane *lane) {
         (void)confine_thread();
 }
 
+/* A notification may make the kernel wait for requests that are under way, whose answers this thread is to bring. */
+static void pass_on(struct lane *lane, const uint8_t *message, size_t size) {
+    struct relayed_write direct;
+    struct fuse_out_header header = {0};
+    memcpy(&header, message, size < sizeof header ? size : sizeof header);
+    if (!header.unique)
+        coherence_notify(lane->coherence, message, size);
+    else if (take_relayed_write(lane, header.unique, &direct))
+        coherence_answer(lane->coherence, direct.offset, direct.size, message, size);
+    else
+        while (write(lane->config.device, message, size) < 0 && errno == EINTR)
+            ;
+}
+
 /* The thread that brings libfuse's answers to the kernel. */
 static void *bring_answers(void *argument) {
     struct lane *lane = argument;
@@ -1134,8 +1205,7 @@ static void *bring_answers(void *argument) {
             continue;
         }
         amend(lane, message, (size_t)size);
-        while (write(lane->config.device, message, (size_t)size) < 0 && errno == EINTR)
-            ;
+        pass_on(lane, message, (size_t)size);
     }
     free(message);
     return NULL;
@@ -1188,7 +1258,22 @@ static size_t read_request(struct worker *worker, int *at_once) {
     return 0;
 }
 
+/* Says what the kernel is about to cache: the requests that fill its pages, or write them back, are nobody's. */
+static void note_cached(struct worker *worker) {
+    const struct request *request = &worker->request;
+    struct coherence *coherence = worker->lane->coherence;
+    if (request->header.opcode == FUSE_READ && !(request->read.read_flags & FUSE_READ_LOCKOWNER))
+        coherence_note_cached(coherence, request->header.nodeid, request->read.offset, request->read.size);
+    else if (request->header.opcode == FUSE_WRITE && !is_direct(request))
+        coherence_note_cached(coherence, request->header.nodeid, request->write.offset, request->write.size);
+}
+
 static void dispatch(struct worker *worker, size_t size) {
+    note_cached(worker);
+    if (worker->lane->config.relay_only) {
+        forward(worker, data_of(worker) - WRITE_HEAD, size);
+        return;
+    }
     switch (worker->request.header.opcode) {
     case FUSE_READ:
     case FUSE_WRITE:
@@ -1252,7 +1337,9 @@ static int start_threads(struct lane *lane) {
     sigfillset(&ours);
     sigdelset(&ours, STOP_SIGNAL);
     pthread_sigmask(SIG_SETMASK, &ours, &before);
-    int error = start_thread(&lane->answers, bring_answers, lane);
+    int error = coherence_start(lane->coherence, lane->config.confined);
+    if (!error)
+        error = start_thread(&lane->answers, bring_answers, lane);
     lane->answers_started = !error;
     if (!error)
         error = start_thread(&lane->watcher, watch, lane);
@@ -1286,6 +1373,12 @@ static void release_memory(struct lane *lane) {
         lane->handles = handle->next;
         free(handle);
     }
+    while (lane->relayed_writes) {
+        struct relayed_write *write = lane->relayed_writes;
+        lane->relayed_writes = write->next;
+        free(write);
+    }
+    coherence_free(lane->coherence);
     pthread_cond_destroy(&lane->flushed);
     pthread_cond_destroy(&lane->called);
     pthread_cond_destroy(&lane->watch);
@@ -1333,9 +1426,10 @@ static struct lane *lane_new(const struct lane_config *config) {
     lane->payload_is_memory = fstatfs(config->payload, &storage) == 0 &&
                               (storage.f_type == TMPFS_MAGIC || storage.f_type == RAMFS_MAGIC) &&
                               !config->payload_is_device; /* /dev is a tmpfs, too */
-    lane->extents = calloc(config->extent_count, sizeof *lane->extents);
-    int complete = lane->extents != NULL;
-    if (complete) {
+    lane->coherence = coherence_new(config->device, config->size);
+    lane->extents = calloc(config->extent_count + 1, sizeof *lane->extents);
+    int complete = lane->extents && lane->coherence;
+    if (complete && config->extent_count) {
         memcpy(lane->extents, config->extents, config->extent_count * sizeof *lane->extents);
         struct lane_extent *last = &lane->extents[config->extent_count - 1];
         lane->size = last->start + last->size;
@@ -1373,7 +1467,8 @@ int lane_lock(struct lane *lane, unsigned patience_ms) {
     atomic_store(&lane->locked, 1);
     for (;;) {
         pthread_mutex_lock(&lane->mutex);
-        int done = lane->serving == 0 && lane->errands_out == 0 && lane->wiped == lane->thread_count;
+        int done = lane->serving == 0 && lane->errands_out == 0 && lane->wiped == lane->thread_count &&
+                   coherence_is_idle(lane->coherence);
         pthread_cond_broadcast(&lane->called); /* parked threads wipe their buffers */
         pthread_mutex_unlock(&lane->mutex);
         if (done && lane->errand_data)
@@ -1417,7 +1512,9 @@ static int join_until(pthread_t thread, int64_t until, int interrupt) {
 
 int lane_stop(struct lane *lane, unsigned patience_ms) {
     int64_t until = now_ms() + patience_ms;
-    int ended = 1;
+    /* first, and while requests are served: it may be waiting for one */
+    coherence_end(lane->coherence);
+    int ended = coherence_join(lane->coherence, until);
     atomic_store(&lane->stopping, 1);
     end_reading(lane);
     for (size_t i = 0; i < lane->thread_count && ended; i++)

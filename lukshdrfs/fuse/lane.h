@@ -23,7 +23,11 @@ struct lane_config {
     int read_only;
     int payload_is_device; /* a block device has all its space already */
     int confined;          /* the threads may use what is open, and nothing else */
+    int relay_only;        /* libfuse serves all requests; what follows of the payload is not used */
     unsigned workers;      /* data requests that are served at the same time */
+    uint64_t size;         /* the volume's, in bytes */
+    uint32_t largest_request; /* bytes of data, at most 1 MiB: what INIT's answer grants is cut to it */
+    uint32_t page_size;    /* the kernel's, in bytes: it counts requests in pages */
     size_t extent_count;
     const struct lane_extent *extents; /* without gaps from byte 0 on; copied */
     void *locks;                       /* shared with everybody else who writes the volume */

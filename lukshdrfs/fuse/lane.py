@@ -14,6 +14,7 @@ import socket
 import stat
 import struct
 from pathlib import Path
+from typing import Any
 
 import trio
 
@@ -26,6 +27,11 @@ log = logging.getLogger(__name__)
 DEVICE = "/dev/fuse"
 STOP_PATIENCE_MS = 70_000
 """Longer than a request that waits for a server that is away: twice, for parts of blocks are read first."""
+LARGEST_REQUEST = 1 << 20
+"""Bytes of data, as in lane.c."""
+SMALLEST_REQUEST = 1 << 16
+HEAD = 4096
+"""Bytes at most of what comes before a request's data."""
 _EVENT = struct.Struct("=Qii")
 _TROUBLES = {
     lib.LANE_READING: "payload: reading at byte {offset}: {error}",
@@ -81,12 +87,26 @@ def _splice(source: int, target: int) -> int:
     return os.splice(source, target, 1 << 16)
 
 
+def _room_for_requests(*ends: socket.socket) -> int:
+    """Have sockets hold large messages, if the system allows that; return how much data a request may have, bytes."""
+    for end in ends:
+        end.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 2 * LARGEST_REQUEST)
+    room = min(end.getsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF) for end in ends)
+    largest = LARGEST_REQUEST
+    while largest > SMALLEST_REQUEST and largest + HEAD > room // 2:
+        largest //= 2
+    return largest
+
+
 class FastLane:
     """The running lane. Start it between pyfuse3's `init` and `main`; stop it before the volume is closed."""
 
-    def __init__(self, access: DirectAccess, descriptor: int, workers: int) -> None:
+    def __init__(self, access: DirectAccess | None, descriptor: int, size: int, workers: int) -> None:
         """
         Take over `descriptor`, which is libfuse's of /dev/fuse. `workers` requests are served at once.
+
+        Without `access`, libfuse serves everything, and the lane sees to it that what the kernel has cached of the
+        image, which has `size` bytes, is in step with what is written past its cache.
 
         Raises DeviceError if that is not possible; everything is as it was then.
         """
@@ -95,9 +115,10 @@ class FastLane:
         fcntl.fcntl(self._device, fcntl.F_SETFD, fcntl.FD_CLOEXEC)
         os.set_blocking(self._device, True)
         self._ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        largest = LARGEST_REQUEST if access else _room_for_requests(self._ours, theirs)
         self._events, self._told = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         error = ffi.new("int *")
-        self._lane = lib.lane_start(self._configuration(access, workers), error)
+        self._lane = lib.lane_start(self._configuration(access, size, workers, largest), error)
         if self._lane == ffi.NULL:
             theirs.close()
             self._close()
@@ -106,27 +127,37 @@ class FastLane:
         os.dup2(theirs.fileno(), descriptor, inheritable=False)
         theirs.close()
 
-    def _configuration(self, access: DirectAccess, workers: int) -> object:
+    def _configuration(self, access: DirectAccess | None, size: int, workers: int, largest: int) -> object:
+        configuration = ffi.new("struct lane_config *")
+        configuration.device = self._device
+        configuration.libfuse = self._ours.fileno()
+        configuration.payload = -1
+        configuration.events = self._told.fileno()
+        configuration.confined = True
+        configuration.relay_only = access is None
+        configuration.size = size
+        configuration.largest_request = largest
+        configuration.page_size = os.sysconf("SC_PAGESIZE")
+        if access:
+            configuration.workers = workers
+            self._configure_payload(configuration, access)
+        return configuration
+
+    def _configure_payload(self, configuration: Any, access: DirectAccess) -> None:
         extents = ffi.new("struct lane_extent[]", len(access.extents))
         for target, extent in zip(extents, access.extents, strict=True):
             target.start, target.size = extent.start, extent.size
             target.payload_offset, target.iv_tweak = extent.payload_offset, extent.iv_tweak
             target.sector_size = extent.sector_size
             target.cipher = ffi.cast("void *", extent.cipher)
-        configuration = ffi.new("struct lane_config *")
-        configuration.device = self._device
-        configuration.libfuse = self._ours.fileno()
-        configuration.payload = -1 if access.descriptor is None else access.descriptor
-        configuration.events = self._told.fileno()
         configuration.read_only = access.read_only
         if access.descriptor is not None:
+            configuration.payload = access.descriptor
             configuration.payload_is_device = stat.S_ISBLK(os.fstat(access.descriptor).st_mode)
         if access.functions is not None:
             configuration.payload_object = ffi.cast("void *", access.functions.payload)
             configuration.payload_read, configuration.payload_write = access.functions.read, access.functions.write
             configuration.payload_flush, configuration.payload_start = access.functions.flush, access.functions.start
-        configuration.confined = True
-        configuration.workers = workers
         configuration.extent_count = len(access.extents)
         configuration.extents = extents
         configuration.locks = ffi.cast("void *", access.locks)
@@ -135,7 +166,6 @@ class FastLane:
         configuration.hold, configuration.try_hold = locking["hold"], locking["try"]
         configuration.release = locking["release"]
         self._kept = extents  # until lane_start() has copied them
-        return configuration
 
     def set_size(self, size: int) -> None:
         """Say where the volume ends now, in bytes. The payload must reach that far."""

@@ -12,6 +12,7 @@
 #include <linux/fuse.h>
 #include <poll.h>
 #include <pthread.h>
+#include <stdatomic.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -32,9 +33,11 @@
 static const uint64_t VOLUME = 512 * 300 + 4096 * 20 + 4096 * 60;
 static int kernel, libfuse;              /* our ends */
 static int mailbox[THREADS + 1][2];      /* a thread's answers arrive here; the last one is the main thread's */
+static atomic_uint notices;              /* of ranges that the kernel is to drop from its cache */
 static pthread_mutex_t model_mutex = PTHREAD_MUTEX_INITIALIZER;
 static uint8_t *model;
 static unsigned rounds, threads;
+static const uint32_t page_size = 65536; /* arm64 has such kernels */
 
 #define CHECK(condition) ((condition) ? (void)0 : fail(#condition, __LINE__))
 
@@ -60,7 +63,12 @@ static void *sort_answers(void *unused) {
     ssize_t size;
     while ((size = recv(kernel, &message, sizeof message, 0)) > 0) {
         CHECK((size_t)size == message.header.len);
-        unsigned owner = message.header.unique ? (unsigned)(message.header.unique >> 32) - 1 : threads;
+        if (!message.header.unique) {
+            CHECK(message.header.error == FUSE_NOTIFY_INVAL_INODE);
+            atomic_fetch_add(&notices, 1);
+            continue;
+        }
+        unsigned owner = (unsigned)(message.header.unique >> 32) - 1;
         CHECK(owner <= threads);
         CHECK(send(mailbox[owner][0], &message, (size_t)size, 0) == size);
     }
@@ -126,7 +134,8 @@ static void write_some(unsigned me, uint64_t number, uint64_t *state, struct mes
     uint8_t data[STRIPE];
     for (size_t i = 0; i < size; i++)
         data[i] = (uint8_t)rnd(state, 256);
-    struct fuse_write_in in = {.offset = offset, .size = (uint32_t)size, .flags = rnd(state, 8) ? 0 : O_DSYNC};
+    struct fuse_write_in in = {.offset = offset, .size = (uint32_t)size, .flags = rnd(state, 8) ? 0 : O_DSYNC,
+                               .write_flags = rnd(state, 2) ? FUSE_WRITE_LOCKOWNER : 0};
     pthread_mutex_lock(&model_mutex);
     memcpy(model + offset, data, size); /* its own bytes: nobody reads them in the meantime */
     pthread_mutex_unlock(&model_mutex);
@@ -139,7 +148,7 @@ static void write_some(unsigned me, uint64_t number, uint64_t *state, struct mes
 static void read_some(unsigned me, uint64_t number, uint64_t *state, struct message *answer) {
     uint64_t offset = rnd(state, (uint32_t)VOLUME + 5000);
     uint32_t size = 1 + rnd(state, LARGEST - 1);
-    struct fuse_read_in in = {.offset = offset, .size = size};
+    struct fuse_read_in in = {.offset = offset, .size = size, .read_flags = rnd(state, 2) ? FUSE_READ_LOCKOWNER : 0};
     post(me, number, FUSE_READ, &in, sizeof in, NULL, 0);
     size_t count = await(me, number, answer);
     CHECK(!answer->header.error && count == (offset >= VOLUME ? 0 : min(size, VOLUME - offset)));
@@ -154,7 +163,7 @@ static void zero_some(unsigned me, uint64_t number, uint64_t *state, struct mess
     size_t size;
     uint64_t offset = own_range(me, state, &size);
     struct fuse_fallocate_in in = {
-        .offset = offset, .length = size, .mode = FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE};
+        .offset = offset, .length = size, .mode = FALLOC_FL_ZERO_RANGE | FALLOC_FL_KEEP_SIZE};
     struct fuse_interrupt_in nothing = {.unique = 1}; /* of somebody who is not there */
     post(me, number + 1, FUSE_INTERRUPT, &nothing, sizeof nothing, NULL, 0);
     post(me, number, FUSE_FALLOCATE, &in, sizeof in, NULL, 0);
@@ -209,7 +218,8 @@ static void greet(struct message *answer) {
     post(threads, 1, FUSE_INIT, &in, sizeof in, NULL, 0);
     CHECK(await(threads, 1, answer) == sizeof(struct fuse_init_out));
     struct fuse_init_out *out = (void *)answer->body;
-    CHECK(out->max_write == 1 << 20 && out->max_pages == 256 && out->max_background > 12);
+    /* as many pages as have 1 MiB, whatever size they have there */
+    CHECK(out->max_write == 1 << 20 && out->max_pages == (1 << 20) / page_size && out->max_background > 12);
     CHECK(!(out->flags & FUSE_AUTO_INVAL_DATA) && out->flags & FUSE_ASYNC_READ && out->flags2 == 1 << 4);
 }
 
@@ -227,6 +237,8 @@ static void check_refusals(struct message *answer) {
     CHECK(error_of(3, FUSE_FALLOCATE, &growing, sizeof growing, NULL, 0, answer) == ENOSPC);
     struct fuse_fallocate_in collapsing = {.length = 4096, .mode = FALLOC_FL_COLLAPSE_RANGE};
     CHECK(error_of(4, FUSE_FALLOCATE, &collapsing, sizeof collapsing, NULL, 0, answer) == EOPNOTSUPP);
+    struct fuse_fallocate_in punching = {.length = 4096, .mode = FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE};
+    CHECK(error_of(8, FUSE_FALLOCATE, &punching, sizeof punching, NULL, 0, answer) == EOPNOTSUPP);
     /* an INTERRUPT that comes before its FALLOCATE has been seen */
     struct fuse_interrupt_in early = {.unique = ((uint64_t)(threads + 1) << 32) + 5};
     post(threads, 6, FUSE_INTERRUPT, &early, sizeof early, NULL, 0);
@@ -235,6 +247,34 @@ static void check_refusals(struct message *answer) {
     usleep(50000); /* both are with the lane by now */
     struct fuse_fallocate_in zeroing = {.length = VOLUME, .mode = FALLOC_FL_ZERO_RANGE};
     CHECK(error_of(5, FUSE_FALLOCATE, &zeroing, sizeof zeroing, NULL, 0, answer) == EINTR);
+}
+
+/* The kernel is told to drop what it has cached of what is written past its cache, before the write is answered; once, and
+ * only where it has anything. */
+static void check_coherence(struct message *answer) {
+    struct fuse_read_in read = {.size = 4096, .read_flags = FUSE_READ_LOCKOWNER};
+    struct fuse_write_in write = {.size = 5, .write_flags = FUSE_WRITE_LOCKOWNER};
+    CHECK(!error_of(1000, FUSE_READ, &read, sizeof read, NULL, 0, answer));
+    CHECK(!error_of(1001, FUSE_WRITE, &write, sizeof write, "12345", 5, answer));
+    CHECK(notices == 0); /* all past the cache */
+    read.read_flags = 0;
+    for (unsigned i = 1; i <= 3; i++) {
+        CHECK(!error_of(1000 + 10 * i, FUSE_READ, &read, sizeof read, NULL, 0, answer));
+        for (unsigned k = 1; k <= 3; k++) {
+            CHECK(!error_of(1000 + 10 * i + k, FUSE_WRITE, &write, sizeof write, "12345", 5, answer));
+            CHECK(notices == i);
+        }
+    }
+    write.offset = 100000; /* another granule */
+    CHECK(!error_of(1050, FUSE_WRITE, &write, sizeof write, "12345", 5, answer));
+    write.write_flags = 0; /* through the cache, where it stays */
+    CHECK(!error_of(1051, FUSE_WRITE, &write, sizeof write, "12345", 5, answer));
+    CHECK(notices == 3);
+    write.write_flags = FUSE_WRITE_LOCKOWNER;
+    CHECK(!error_of(1052, FUSE_WRITE, &write, sizeof write, "12345", 5, answer));
+    CHECK(notices == 4);
+    write.offset = VOLUME; /* nothing is written, and nothing is known to be unchanged */
+    CHECK(error_of(1053, FUSE_WRITE, &write, sizeof write, "12345", 5, answer) == ENOSPC);
 }
 
 static struct sector_cipher *new_cipher(size_t sector_size) {
@@ -272,6 +312,7 @@ int main(int count, char **words) {
         {512 * 300, 4096 * 20, PAYLOAD_OFFSET + 512 * 300, 0, 512, NULL},
         {512 * 300 + 4096 * 20, 4096 * 60, PAYLOAD_OFFSET + 512 * 300 + 4096 * 20, 8, 4096, large}};
     struct lane_config config = {.device = device[1], .libfuse = socket[1], .payload = payload, .events = events[1],
+                                 .size = VOLUME, .largest_request = 1 << 20, .page_size = page_size,
                                  .workers = (unsigned)atoi(words[3]), .extent_count = 3, .extents = extents,
                                  .locks = sector_locks_new(), .crypt = (uintptr_t)sector_cipher_crypt,
                                  .hold = (uintptr_t)sector_locks_hold, .try_hold = (uintptr_t)sector_locks_try,
@@ -288,6 +329,7 @@ int main(int count, char **words) {
     start(&peer, play_libfuse, 0);
     greet(answer);
     check_refusals(answer);
+    check_coherence(answer);
 
     model = calloc(1, VOLUME);
     for (uint64_t at = 0; at < VOLUME; at += 65536) { /* from now on all is zeros */

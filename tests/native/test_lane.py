@@ -18,7 +18,7 @@ def stress(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFact
     """Return the program, with sanitizers."""
     target = tmp_path_factory.mktemp("native") / "lane_stress"
     compile_native(
-        target, STRESS, "sector_cipher", "sector_locks", "file_writes", "lane", "confinement",
+        target, STRESS, "sector_cipher", "sector_locks", "file_writes", "lane", "coherence", "confinement",
         options=SANITIZERS[request.param],
     )  # fmt: skip
     return target

@@ -3,7 +3,7 @@
  *
  *   fsx FILE SEED OPERATIONS|SECONDSs BYTES
  *
- * Buffered, direct and mapped access at once, on one file; punched holes and zeroed ranges read as zeros; fsync, msync,
+ * Buffered, direct and mapped access at once, on one file; zeroed ranges read as zeros; fsync, msync,
  * dropped caches, closed and opened again. What the file system does not have (fallocate) is left out. Prints the last operations and the first wrong byte where something is wrong. */
 #define _GNU_SOURCE
 #include <errno.h>
@@ -144,8 +144,8 @@ static void step(void) {
         break;
     case 84 ... 88:
         draw(&offset, &length, 1);
-        note("punch hole", offset, length);
-        zero(FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE, offset, length);
+        note("zero range, keeping the size", offset, length);
+        zero(FALLOC_FL_ZERO_RANGE | FALLOC_FL_KEEP_SIZE, offset, length);
         break;
     case 89 ... 92:
         draw(&offset, &length, 1);
