@@ -97,7 +97,9 @@ def main() -> None:
         writes[name] += written
         blocks[name] += read
     print(
-        json.dumps({n: {"seconds": seconds[n], "writes": writes[n], "blocks_read": blocks[n]} for n in writes}, indent=1)
+        json.dumps(
+            {n: {"seconds": seconds[n], "writes": writes[n], "blocks_read": blocks[n]} for n in writes}, indent=1
+        )
     )
 
 
