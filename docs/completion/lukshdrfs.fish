@@ -50,7 +50,7 @@ function _shtab_lukshdrfs_using
   test "$_shtab_lukshdrfs_cmdpath" = "$argv"
 end
 
-set -g _shtab_lukshdrfs_commands mount unmount umount lock status create check info key 'key add' 'key change' 'key remove' 'key list' 'key test' header 'header backup' 'header restore' 'header verify' 'header repair' 'header convert' 'header export' 'header attach' 'header set' benchmark install-mount-helper
+set -g _shtab_lukshdrfs_commands mount unmount umount lock resize status create check info key 'key add' 'key change' 'key remove' 'key list' 'key test' header 'header backup' 'header restore' 'header verify' 'header repair' 'header convert' 'header export' 'header attach' 'header set' benchmark install-mount-helper
 set -g _shtab_lukshdrfs_opts_with_value --cache --cipher --data-path --directory --first-name --from --hash --header --header-backup-file --header-sha256 --header-timeout --header-uuid --idle-timeout --iter-time --keep --key-description --key-file --key-size --key-slot --keyfile-offset --keyfile-size --keyslot-cipher --keyslot-key-size --label --luks2-keyslots-size --luks2-metadata-size --map --max-time --name --new-key-file --new-key-slot --new-keyfile-offset --new-keyfile-size --new-passphrase-file --offset --output --passphrase-file --payload-format --payload-name --payload-timeout --pbkdf --pbkdf-force-iterations --pbkdf-memory --pbkdf-parallel --priority --sector-size --shared-header --size --subsystem --tries --truncate --type --uuid --volume-key-file --workers -S -T -c -d -i -l -o -s
 
 complete -c lukshdrfs -e
@@ -114,6 +114,13 @@ complete -c lukshdrfs -n '_shtab_lukshdrfs_using lock' -l all -d 'all mounts of 
 complete -c lukshdrfs -n '_shtab_lukshdrfs_using lock' -s v -l verbose -d 'log more; twice for everything'
 complete -c lukshdrfs -n '_shtab_lukshdrfs_using lock' -s q -l quiet -d 'log errors only'
 complete -c lukshdrfs -n '_shtab_lukshdrfs_using lock; and test $_shtab_lukshdrfs_npos -eq 0' -ka "(__fish_complete_directories)" -d MOUNTPOINT
+complete -c lukshdrfs -n '_shtab_lukshdrfs_using; and test $_shtab_lukshdrfs_npos -eq 0' -a resize -d 'Make a mounted volume SIZE bytes long, and its payload with it, if that is a file; without SIZE, as long as its payload is (which a logical volume, say, has become meanwhile). What comes to the end is zeros, encrypted and written before the new size is seen; others read and write meanwhile. Returns when it is done. Ctrl-C leaves all as it was.'
+complete -c lukshdrfs -n '_shtab_lukshdrfs_using resize' -s h -l help -d 'show this help message and exit'
+complete -c lukshdrfs -n '_shtab_lukshdrfs_using resize' -l no-fill -d 'take what the payload has there, unwritten'
+complete -c lukshdrfs -n '_shtab_lukshdrfs_using resize' -l shrink -d 'allow a SIZE that cuts off the end of the volume'
+complete -c lukshdrfs -n '_shtab_lukshdrfs_using resize' -s v -l verbose -d 'log more; twice for everything'
+complete -c lukshdrfs -n '_shtab_lukshdrfs_using resize' -s q -l quiet -d 'log errors only'
+complete -c lukshdrfs -n '_shtab_lukshdrfs_using resize; and test $_shtab_lukshdrfs_npos -eq 0' -ka "(__fish_complete_directories)" -d MOUNTPOINT
 complete -c lukshdrfs -n '_shtab_lukshdrfs_using; and test $_shtab_lukshdrfs_npos -eq 0' -a status -d 'Show mountpoint, payload, image, cipher, the daemon'"'"'s process and who holds the mount, from the kernel'"'"'s mount table and the image'"'"'s extended attributes.'
 complete -c lukshdrfs -n '_shtab_lukshdrfs_using status' -s h -l help -d 'show this help message and exit'
 complete -c lukshdrfs -n '_shtab_lukshdrfs_using status' -l json -d 'print one JSON document'

@@ -26,6 +26,18 @@ class Parser(argparse.ArgumentParser):
         super().__init__(**{"allow_abbrev": False, **options})
         self.subcommands: Subparsers | None = None
         """The commands of a command that has some."""
+        self.intermixed = False
+        """Whether options may stand before an argument that can be left out; by itself, argparse forgets that one."""
+
+    def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
+        """Do what argparse does."""
+        if not self.intermixed:
+            return super().parse_known_args(args, namespace)
+        self.intermixed = False  # what is called now calls this again
+        try:
+            return self.parse_known_intermixed_args(args, namespace)
+        finally:
+            self.intermixed = True
 
     def error(self, message: str) -> NoReturn:
         """Refuse the command line in one line."""

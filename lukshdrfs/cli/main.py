@@ -21,6 +21,7 @@ from lukshdrfs.cli import (
     lock,
     logs,
     mount,
+    resize,
     status,
     unmount,
 )
@@ -34,6 +35,7 @@ COMMANDS = {
     "unmount": unmount,
     "umount": unmount,
     "lock": lock,
+    "resize": resize,
     "status": status,
     "create": create,
     "check": check,

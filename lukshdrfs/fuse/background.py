@@ -39,7 +39,7 @@ def run_in_background(
     sys.stderr.flush()
     child = os.fork()
     if child == 0:
-        _close_all_but({0, 1, 2, sender, *keep})
+        close_all_but({0, 1, 2, sender, *keep})
         _run_child(work, sender)
     os.close(sender)
     try:
@@ -93,7 +93,8 @@ def _run_child(work: Callable[[Callable[[], None]], int], sender: int) -> None:
         os._exit(status)  # not sys.exit: the parent's clean-up is not the child's to do
 
 
-def _close_all_but(keep: set[int]) -> None:
+def close_all_but(keep: set[int]) -> None:
+    """Close every descriptor of this process but these."""
     ordered = sorted(keep)
     for before, after in pairwise([*ordered, _PAST_ALL_DESCRIPTORS]):
         os.closerange(before + 1, after)

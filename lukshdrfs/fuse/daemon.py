@@ -245,6 +245,7 @@ async def _serve_until_unmounted(serving: _Serving, ready: Callable[[], None], s
         await nursery.start(_end_on_signals, serving.mounted, signals)
         nursery.start_soon(_raise_readahead, serving)
         nursery.start_soon(_tell_serving, serving)
+        nursery.start_soon(serving.file_system.resizing.serve)
         nursery.start_soon(
             lock_when_due, serving.volume, serving.file_system, serving.mounted, serving.options.lock_policy
         )
@@ -267,7 +268,7 @@ async def _refresh_on_hangup(file_system: ImageFileSystem) -> None:
     await file_system.initialised.wait()
     with trio.open_signal_receiver(signal.SIGHUP) as received:
         async for _ in received:
-            await file_system.refresh_size()
+            await file_system.resizing.refresh()
 
 
 async def _end_with_lane(lane: FastLane) -> None:

@@ -7,7 +7,6 @@ is answered at once.
 
 from __future__ import annotations
 
-import contextlib
 import errno
 import functools
 import logging
@@ -26,6 +25,7 @@ from lukshdrfs.fuse.attributes import attributes, changes_access, usage
 from lukshdrfs.fuse.extended_attributes import NONE, ExtendedAttributes
 from lukshdrfs.fuse.lane import FastLane
 from lukshdrfs.fuse.options import MountOptions
+from lukshdrfs.fuse.resizing import RESIZE_REQUEST, Resizing
 from lukshdrfs.volume import Volume
 
 log = logging.getLogger(__name__)
@@ -34,6 +34,7 @@ P = ParamSpec("P")
 T = TypeVar("T")
 
 ROOT = pyfuse3.ROOT_INODE
+_RESIZE = RESIZE_REQUEST.encode()
 STORAGE_PATIENCE_S = 0.2
 """How long attributes may wait for a slow payload."""
 MANY_SYNCS = 128
@@ -103,7 +104,8 @@ class ImageFileSystem(pyfuse3.Operations):
         self.initialised = trio.Event()
         """Set when the kernel and libfuse have agreed on a protocol."""
         self._xattrs = ExtendedAttributes({**volume.properties, "pid": str(os.getpid())})
-        self._resizing = trio.Lock()
+        self.resizing = Resizing(volume, self._image, self._in_thread, lambda: self._locked)
+        """Who changes the volume's size."""
         self._locked = False
         self._in_flight = 0
         self._requests = 0
@@ -112,7 +114,7 @@ class ImageFileSystem(pyfuse3.Operations):
 
     def serve_by_lane(self, lane: FastLane) -> None:
         """Note that reads and writes are served by the fast lane."""
-        self._lane = lane
+        self._lane = self.resizing.lane = lane
         self.show_property("data_path", "native")
 
     def show_property(self, name: str, value: str) -> None:
@@ -123,7 +125,7 @@ class ImageFileSystem(pyfuse3.Operations):
         """Note that requests will come from now on."""
         self.initialised.set()
 
-    async def _in_thread(self, work: Callable[..., T], *args: object) -> T:
+    async def _in_thread(self, work: Callable[..., T], *args: object, limiter: trio.CapacityLimiter | None = None) -> T:
         """Do something with the payload or a cipher. Raises FUSEError with EIO once the mount is locked."""
         if self._locked:
             await trio.lowlevel.checkpoint()
@@ -131,7 +133,7 @@ class ImageFileSystem(pyfuse3.Operations):
         self._in_flight += 1
         self._requests += 1
         try:
-            return await trio.to_thread.run_sync(work, *args, limiter=self._limiter)
+            return await trio.to_thread.run_sync(work, *args, limiter=limiter or self._limiter)
         finally:
             self._in_flight -= 1
 
@@ -190,6 +192,7 @@ class ImageFileSystem(pyfuse3.Operations):
 
     def _ask_storage(self) -> int:
         with self._asking_modified:  # one thread, though it be a long time
+            self.resizing.look()
             return self._volume.modified_ns()
 
     def _known_attributes(self, inode: int) -> pyfuse3.EntryAttributes:
@@ -231,35 +234,8 @@ class ImageFileSystem(pyfuse3.Operations):
             return now
         if inode != self._image or not self._options.growable:
             truncation.refuse_size(self._options.image, attr.st_size, now.st_size)
-        await self._resize(attr.st_size)
+        await self.resizing.truncate(attr.st_size)
         return await self._attributes(inode)
-
-    async def _resize(self, size: int) -> None:
-        """Make the volume longer or shorter; the lane never reaches past the payload's end."""
-        async with self._resizing:
-            if self._lane and size < self._volume.size:
-                self._lane.set_size(size)
-            try:
-                await self._in_thread(self._volume.resize, size)
-            finally:
-                if self._lane:
-                    self._lane.set_size(self._volume.size)
-
-    async def refresh_size(self) -> None:
-        """Notice that the payload has become longer or shorter, and tell the kernel."""
-        async with self._resizing:
-            before = self._volume.size
-            try:
-                await self._in_thread(self._volume.refresh_size)
-            except (LukshdrfsError, OSError, pyfuse3.FUSEError) as error:  # FUSEError: it is locked
-                log.error("the payload's size: %s", error)  # noqa: TRY400 - of the storage, not of the program
-            if self._volume.size == before:
-                return
-            log.info("the volume has %d bytes now, not %d", self._volume.size, before)
-            if self._lane:
-                self._lane.set_size(self._volume.size)
-        with contextlib.suppress(OSError):  # the kernel does not know it any more
-            pyfuse3.invalidate_inode(self._image, attr_only=True)
 
     @answers_errno
     async def open(self, inode: pyfuse3.InodeT, flags: pyfuse3.FlagT, ctx: pyfuse3.RequestContext) -> pyfuse3.FileInfo:
@@ -370,6 +346,8 @@ class ImageFileSystem(pyfuse3.Operations):
     @answers_errno
     async def getxattr(self, inode: pyfuse3.InodeT, name: pyfuse3.XAttrNameT, ctx: pyfuse3.RequestContext) -> bytes:
         await trio.lowlevel.checkpoint()
+        if inode == ROOT and name == _RESIZE:
+            return self.resizing.answer()
         return self._attributes_of(inode).value(name)
 
     @answers_errno
@@ -382,7 +360,10 @@ class ImageFileSystem(pyfuse3.Operations):
         self, inode: pyfuse3.InodeT, name: pyfuse3.XAttrNameT, value: bytes, ctx: pyfuse3.RequestContext
     ) -> None:
         await trio.lowlevel.checkpoint()
-        self._attributes_of(inode).refuse_change(name)
+        if inode == ROOT and name == _RESIZE:
+            self.resizing.ask(ctx.uid, value)
+        else:
+            self._attributes_of(inode).refuse_change(name)
 
     @answers_errno
     async def removexattr(self, inode: pyfuse3.InodeT, name: pyfuse3.XAttrNameT, ctx: pyfuse3.RequestContext) -> None:

@@ -10,7 +10,8 @@ from __future__ import annotations
 
 import errno
 import logging
-from collections.abc import Iterator, Mapping, Sequence
+import os
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from types import MappingProxyType
 from typing import Self
@@ -90,46 +91,111 @@ class Volume:
 
     def resize(self, size: int) -> None:
         """
-        Make the volume `size` bytes long, and its payload with it.
-
-        What comes to the end is zeros, encrypted and written: a hole would show which part is unused.
+        Make the volume `size` bytes long, and its payload with it: shorter at once, longer as `lengthen` does.
 
         Raises PayloadError: with EPERM where the size is fixed, EINVAL unless `size` is whole sectors and more than
         the segments before the last one, or the storage's errno; ReadOnlyError.
         """
         last, before = self._extents[-1], self.size
-        if not last.dynamic:
-            raise PayloadError("the volume's size is fixed by its header, or by --size", errno.EPERM)
-        if size <= last.start or (size - last.start) % last.sector_size:
-            raise PayloadError(f"{size} bytes are not one or more whole sectors of {last.sector_size}", errno.EINVAL)
+        self._check_size(size)
         if size >= before:
-            self._grow(last, size)
+            self.lengthen(size)
             return
         self._set_size(size)
         with self._locks.hold(size, before, exclusive=True):  # those who are still at the end that goes
             self._payload.resize(last.payload_offset + size - last.start)
 
-    def refresh_size(self) -> None:
-        """Notice that the payload has become longer or shorter. Raises PayloadError if not even a sector is left."""
-        self._payload.refresh_size()
-        last = self._extents[-1]
-        size = round_down(self._payload.size - last.payload_offset, last.sector_size)
-        if last.dynamic and size <= 0:
-            raise PayloadError("the payload has become too short for the volume")
-        if last.dynamic and last.start + size != self.size:
-            self._set_size(last.start + size)
+    def lengthen(self, size: int, *, fill: bool = True, go_on: Callable[[int], bool] = lambda _done: True) -> None:
+        """
+        Make the volume `size` bytes long, no less than it is, and its payload where that is shorter.
 
-    def _grow(self, last: Extent, size: int) -> None:
-        """Lengthen the payload and fill it before anybody sees it; if that fails, nothing has changed."""
-        longer, zeros = replace(last, size=size - last.start), bytes(_GROW_STEP)
-        self._payload.resize(last.payload_offset + longer.size)
+        What comes to the end is zeros, encrypted, written and flushed before anybody sees it: a hole would show which
+        part is unused, and read as anything but zeros. Without `fill`, it is what the payload has there. Reads and
+        writes go on meanwhile; there may be no other change of the size.
+
+        `go_on` is called with the bytes that are filled, after each step; once it returns False, or raises, the payload
+        is as long as it was, and the volume, too. Raises PayloadError: with EPERM where the size of the volume or of
+        the payload is fixed, EINVAL unless `size` is whole sectors and no less than what the payload has, ECANCELED if
+        it was not to go on, or the storage's errno; ReadOnlyError.
+        """
+        last = self._extents[-1]
+        self._check_size(size)
+        if self.read_only:
+            raise ReadOnlyError("the volume is open for reading only")
+        room = self.room()
+        if size < room:
+            text = f"its payload has room for {room} bytes, and a volume takes all of it: {size} is less"
+            raise PayloadError(text, errno.EINVAL)
+        before = self._payload.size
+        if size > room:
+            # refused before anything is written, where it cannot be
+            self._payload.resize(last.payload_offset + size - last.start)
+            self._payload.resize(before)
+            self._check_space(size - room)
         try:
-            for offset in range(last.end, size, _GROW_STEP):
-                self._write_piece(longer, memoryview(zeros)[: size - offset], offset)
-        except PayloadError:
-            self._payload.resize(last.payload_offset + last.size)
+            if fill:
+                self._fill(last, size, go_on)
+            elif size > room:
+                self._payload.resize(last.payload_offset + size - last.start)
+            self._payload.flush()
+        except BaseException:
+            if size > room:
+                self._payload.resize(before)
             raise
         self._set_size(size)
+
+    def _fill(self, last: Extent, size: int, go_on: Callable[[int], bool]) -> None:
+        """Write zeros from the volume's end on. The payload grows step by step: if we end, little of it is a hole."""
+        longer, zeros = replace(last, size=size - last.start), bytes(_GROW_STEP)
+        for offset in range(last.end, size, _GROW_STEP):
+            step = min(_GROW_STEP, size - offset)
+            end = last.payload_offset + offset + step - last.start
+            if end > self._payload.size:
+                self._payload.resize(end)
+            self._write_piece(longer, memoryview(zeros)[:step], offset)
+            if not go_on(offset + step - last.end):
+                raise PayloadError("stopped before it was done", errno.ECANCELED)
+
+    def _check_space(self, size: int) -> None:
+        """Raise PayloadError if the payload's file system has less: hours of filling would end so, and fill it up."""
+        if self._payload.descriptor is None:
+            return
+        status = os.fstatvfs(self._payload.descriptor)
+        free = status.f_frsize * (status.f_bavail if os.geteuid() else status.f_bfree)
+        if status.f_blocks and size > free:
+            raise PayloadError(f"{size} bytes more: the payload's file system has {free} free", errno.ENOSPC)
+
+    def _check_size(self, size: int) -> None:
+        """Raise PayloadError unless the volume may have another size, and this one."""
+        last = self._extents[-1]
+        if not last.dynamic:
+            raise PayloadError("the volume's size is fixed by its header, or by --size", errno.EPERM)
+        if size <= last.start or (size - last.start) % last.sector_size:
+            raise PayloadError(f"{size} bytes are not one or more whole sectors of {last.sector_size}", errno.EINVAL)
+
+    def room(self) -> int:
+        """Return how many bytes the volume would have if it took all of the payload. Raises PayloadError."""
+        self._payload.refresh_size()
+        last = self._extents[-1]
+        if not last.dynamic:
+            return self.size
+        return last.start + max(0, round_down(self._payload.size - last.payload_offset, last.sector_size))
+
+    def unseen(self) -> int:
+        """
+        Return by how many bytes the payload's room is more than the volume, negative if it was cut off.
+
+        0 where only a server could tell. Raises PayloadError.
+        """
+        return 0 if self._payload.descriptor is None else self.room() - self.size
+
+    def refresh_size(self) -> None:
+        """Notice that the payload has become longer or shorter. Raises PayloadError if not even a sector is left."""
+        size = self.room()
+        if size <= self._extents[-1].start:
+            raise PayloadError("the payload has become too short for the volume")
+        if size != self.size:
+            self._set_size(size)
 
     def _set_size(self, size: int) -> None:
         last = self._extents[-1]

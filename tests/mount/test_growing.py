@@ -62,6 +62,14 @@ def test_sizes_that_are_no_whole_sectors(size: int, volume: LuksFiles) -> None:
         assert mount.image.stat().st_size == volume.payload.stat().st_size == 4 * MIB
 
 
+def test_a_truncate_that_would_take_long_is_refused(volume: LuksFiles) -> None:
+    """The kernel lets nobody write while it waits for a truncate: by much, the image grows by `resize` alone."""
+    with growable(volume) as mount:
+        with pytest.raises(OSError, match=os.strerror(errno.EFBIG)):
+            os.truncate(mount.image, 70 * MIB)
+        assert mount.image.stat().st_size == volume.payload.stat().st_size == 4 * MIB
+
+
 def test_no_growing_without_being_asked_for(mounted: Mounted) -> None:
     """Without the option, another size is EPERM."""
     for size in (2 * MIB, 8 * MIB):
@@ -116,6 +124,10 @@ def test_full_storage_grows_nothing(make_volume: MakeVolume, tmp_path: Path) -> 
             assert mount.image.read_bytes() == before
             os.truncate(mount.image, 6 * MIB)
             assert mount.image.read_bytes()[4 * MIB :] == bytes(2 * MIB)
+            done = lukshdrfs("resize", mount.mountpoint, "1G")
+            assert done.returncode == 4
+            assert "1067450368 bytes more: the payload's file system has" in done.stderr
+            assert payload.stat().st_size == mount.image.stat().st_size == 6 * MIB
     finally:
         subprocess.run([program("umount"), folder], check=True)
 

@@ -509,3 +509,66 @@ def test_the_iv_of_a_segment_may_wrap() -> None:
     volume_on(first, 512, sector_size=512).pwrite(bytes(512), 0)
     assert payload.content(3 * 512, 512) == first.content(), "the fourth sector has the number 0"
     assert volume.pread(8192, 0) == bytes(8192)
+
+
+# --- another size ----------------------------------------------------------------------------------------------------
+
+
+def growing(payload: MemoryPayload, size: int = 40960) -> Volume:
+    """Return a volume that reaches as far as its payload does."""
+    return Volume(payload, [Extent(0, size, 4096, 4096, 0, cipher("aes-xts-plain64", 4096), dynamic=True)])
+
+
+def test_lengthening_shows_when_it_is_filled_and_flushed() -> None:
+    """While it is filled, the volume has its old size; afterwards it has zeros, which are on the storage."""
+    payload = MemoryPayload(4096 + 40960)
+    volume = growing(payload)
+    steps = []
+
+    def go_on(done: int) -> bool:
+        steps.append((done, volume.size, payload.flushes))
+        return True
+
+    volume.lengthen(3 << 20, go_on=go_on)
+    assert [size for _, size, _ in steps] == [40960] * len(steps)
+    assert [flushes for _, _, flushes in steps] == [0] * len(steps)
+    assert steps[-1][0] == (3 << 20) - 40960
+    assert payload.flushes == 1
+    assert volume.size == 3 << 20
+    assert volume.pread(3 << 20, 40960) == bytes((3 << 20) - 40960)
+    assert payload.size == 4096 + (3 << 20)
+
+
+@pytest.mark.parametrize("why", ["told", "raised", "storage"])
+def test_lengthening_that_ends_early_changes_nothing(why: str) -> None:
+    """Whoever ends it, volume and payload are as long as they were."""
+    payload = MemoryPayload(4096 + 40960 + 17)  # with some bytes that are no sector
+    volume = growing(payload)
+    volume.pwrite(b"stays", 40955)
+
+    def go_on(done: int) -> bool:
+        if why == "raised" and done > 1 << 20:
+            raise KeyboardInterrupt
+        if why == "storage":
+            payload.before_write = lambda _offset, _size: (_ for _ in ()).throw(PayloadError("full", errno.ENOSPC))
+        return why != "told"
+
+    with pytest.raises((PayloadError, KeyboardInterrupt)):
+        volume.lengthen(8 << 20, go_on=go_on)
+    assert (volume.size, payload.size) == (40960, 4096 + 40960 + 17)
+    assert volume.pread(5, 40955) == b"stays"
+
+
+def test_lengthening_leaves_no_part_of_the_payload_out() -> None:
+    """A volume takes all that its payload has, so less is refused, and not cut off from the payload."""
+    payload = MemoryPayload(4096 + 81920)
+    volume = growing(payload)
+
+    assert (volume.room(), volume.size) == (81920, 40960)
+    with pytest.raises(PayloadError) as caught:
+        volume.lengthen(65536)
+    assert caught.value.errno == errno.EINVAL
+    assert payload.size == 4096 + 81920
+    volume.lengthen(81920, fill=False)
+    assert volume.size == 81920
+    assert payload.content(4096 + 40960, 40960) == bytes(40960), "unwritten, as it was"
