@@ -16,6 +16,7 @@ from collections.abc import Callable
 import trio
 
 from lukshdrfs.errors import DeviceError, LukshdrfsError
+from lukshdrfs.fuse import boottime
 from lukshdrfs.fuse.filesystem import ImageFileSystem
 from lukshdrfs.fuse.mounts import Mount, detach, find_mount
 from lukshdrfs.fuse.options import LockPolicy
@@ -115,16 +116,16 @@ async def _on_signal(reasons: trio.MemorySendChannel[str]) -> None:
 
 
 async def _after(seconds: float, reasons: trio.MemorySendChannel[str]) -> None:
-    await trio.sleep(seconds)
+    await boottime.sleep(seconds)
     await reasons.send(f"its time of {seconds:g} s is over")
 
 
 async def _when_idle(seconds: float, requests: Callable[[], int], reasons: trio.MemorySendChannel[str]) -> None:
-    last, since = requests(), trio.current_time()
-    while trio.current_time() - since < seconds:
-        await trio.sleep(seconds / _LOOKS_PER_TIMEOUT)
+    last, since = requests(), boottime.boottime()
+    while boottime.boottime() - since < seconds:
+        await boottime.sleep(seconds / _LOOKS_PER_TIMEOUT)
         if (now := requests()) != last:
-            last, since = now, trio.current_time()
+            last, since = now, boottime.boottime()
     await reasons.send(f"not used for {seconds:g} s")
 
 
