@@ -101,14 +101,14 @@ complete -c lukshdrfs -n '_shtab_lukshdrfs_using unmount' -s h -l help -d 'show 
 complete -c lukshdrfs -n '_shtab_lukshdrfs_using unmount' -s z -l lazy -d 'if it is in use, take its name away at once; served to the end'
 complete -c lukshdrfs -n '_shtab_lukshdrfs_using unmount' -s v -l verbose -d 'log more; twice for everything'
 complete -c lukshdrfs -n '_shtab_lukshdrfs_using unmount' -s q -l quiet -d 'log errors only'
-complete -c lukshdrfs -n '_shtab_lukshdrfs_using unmount; and test $_shtab_lukshdrfs_npos -eq 0' -ka "(__fish_complete_directories)" -d MOUNTPOINT
+complete -c lukshdrfs -n '_shtab_lukshdrfs_using unmount; and test $_shtab_lukshdrfs_npos -eq 0' -ka "(__fish_complete_directories)" -d 'or the payload, where it is mounted once'
 complete -c lukshdrfs -n '_shtab_lukshdrfs_using; and test $_shtab_lukshdrfs_npos -eq 0' -a umount -d 'Unmount, and return when everything is on the payload'"'"'s storage and the daemon has ended. If the image is in use, say who holds it.'
 complete -c lukshdrfs -n '_shtab_lukshdrfs_using umount' -s h -l help -d 'show this help message and exit'
 complete -c lukshdrfs -n '_shtab_lukshdrfs_using umount' -s z -l lazy -d 'if it is in use, take its name away at once; served to the end'
 complete -c lukshdrfs -n '_shtab_lukshdrfs_using umount' -s v -l verbose -d 'log more; twice for everything'
 complete -c lukshdrfs -n '_shtab_lukshdrfs_using umount' -s q -l quiet -d 'log errors only'
-complete -c lukshdrfs -n '_shtab_lukshdrfs_using umount; and test $_shtab_lukshdrfs_npos -eq 0' -ka "(__fish_complete_directories)" -d MOUNTPOINT
-complete -c lukshdrfs -n '_shtab_lukshdrfs_using; and test $_shtab_lukshdrfs_npos -eq 0' -a lock -d 'Lock a mount: what was written and acknowledged is flushed, then every read and write of the image gives EIO, what the kernel has cached of it is dropped, the key is wiped, and the mount goes, whoever uses it.'
+complete -c lukshdrfs -n '_shtab_lukshdrfs_using umount; and test $_shtab_lukshdrfs_npos -eq 0' -ka "(__fish_complete_directories)" -d 'or the payload, where it is mounted once'
+complete -c lukshdrfs -n '_shtab_lukshdrfs_using; and test $_shtab_lukshdrfs_npos -eq 0' -a lock -d 'Lock a mount: what was written and acknowledged is flushed, then every read and write of the image gives EIO, what the kernel has cached of it is dropped, the key is wiped, and the mount goes, whoever uses it. Mounts are asked all at once; one that does not answer is named, and holds up no other.'
 complete -c lukshdrfs -n '_shtab_lukshdrfs_using lock' -s h -l help -d 'show this help message and exit'
 complete -c lukshdrfs -n '_shtab_lukshdrfs_using lock' -l all -d 'all mounts of this user; of root, everybody'"'"'s'
 complete -c lukshdrfs -n '_shtab_lukshdrfs_using lock' -s v -l verbose -d 'log more; twice for everything'

@@ -14,7 +14,7 @@ from typing import Any
 
 from lukshdrfs.cli.arguments import Subparsers, size
 from lukshdrfs.cli.progress import Progress
-from lukshdrfs.cli.unmount import mount_at
+from lukshdrfs.cli.which_mount import mount_at
 from lukshdrfs.errors import DeviceError, InUse, LukshdrfsError, OutOfMemory, UsageError
 from lukshdrfs.fuse import RESIZE_REQUEST, Apart, Wish
 

@@ -3,18 +3,24 @@
 from __future__ import annotations
 
 import argparse
+import errno
 import json
 import os
 import sys
+from collections.abc import Iterator
+from functools import partial
 from typing import Any
 
 from lukshdrfs.cli.arguments import Subparsers
 from lukshdrfs.cli.description import lines
-from lukshdrfs.cli.unmount import image_of, mount_at
-from lukshdrfs.fuse import FILE_SYSTEM_TYPE, Mount, holders, mount_table
+from lukshdrfs.cli.which_mount import mount_at
+from lukshdrfs.fuse import ANSWER_LIMIT_S, Apart, Mount, holders_apart, image_of, our_mounts, wait_apart
 
 _PREFIX = "user.lukshdrfs."
 _NUMBERS = {"pid", "key_size", "sector_size", "payload_offset"}
+_LONGEST_NUMBER = 20
+_ALIVE = ("serving", "locked")
+_UNSEEN = "perhaps others: a process that hangs could not be looked at"
 
 
 def add_parser(subparsers: Subparsers) -> None:
@@ -32,10 +38,7 @@ def add_parser(subparsers: Subparsers) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     """Carry the command out."""
-    if arguments.mountpoint is None:
-        found = [_describe(mount) for mount in mount_table() if mount.type == FILE_SYSTEM_TYPE]
-    else:
-        found = [_describe(mount_at(arguments.mountpoint))]
+    found = _describe(our_mounts() if arguments.mountpoint is None else [mount_at(arguments.mountpoint)])
     if arguments.json:
         sys.stdout.write(json.dumps(found if arguments.mountpoint is None else found[0], indent=2) + "\n")
     else:
@@ -44,25 +47,47 @@ def run(arguments: argparse.Namespace) -> int:
     return 0
 
 
-def _describe(mount: Mount) -> dict[str, Any]:
-    """Return what the mount table and, where we may ask it, the image say."""
+def _describe(mounts: list[Mount]) -> list[dict[str, Any]]:
+    """Return what the mount table and, where we may ask them in time, the images say; all are asked at once."""
+    asked = [Apart(partial(_ask, mount.mountpoint)) for mount in mounts]
+    wait_apart(asked, ANSWER_LIMIT_S)
+    documents = [_document(mount, answer) for mount, answer in zip(mounts, asked, strict=True)]
+    serving = [document for document in documents if document["state"] in _ALIVE]
+    known, complete = holders_apart([document["mountpoint"] for document in serving]) if serving else ({}, True)
+    for document in serving:
+        document["held_by"] = known[document["mountpoint"]]
+        if not complete:
+            document["held_by"].append(_UNSEEN)
+    return documents
+
+
+def _ask(mountpoint: str) -> Iterator[tuple[str, str | int]]:
+    image = image_of(mountpoint)
+    yield "image", image
+    yield "size", os.stat(image).st_size  # noqa: PTH116
+    for name in os.listxattr(image):
+        if name.startswith(_PREFIX):
+            yield name.removeprefix(_PREFIX), os.getxattr(image, name).decode("utf-8", "replace")
+
+
+def _document(mount: Mount, asked: Apart) -> dict[str, Any]:
     document: dict[str, Any] = {"mountpoint": mount.mountpoint, "payload": mount.source, "state": "serving"}
-    try:
-        image = image_of(mount.mountpoint)
-        document["image"] = image
-        document["size"] = os.stat(image).st_size  # noqa: PTH116
-        for name in os.listxattr(image):
-            value = os.getxattr(image, name).decode("utf-8", "replace")
-            key = name.removeprefix(_PREFIX)
-            document[key] = int(value) if key in _NUMBERS else value
-    except PermissionError:
-        document["state"] = "another user's"
-    except (OSError, ValueError):
-        document["state"] = "its daemon is gone; 'lukshdrfs unmount' cleans up"
-    else:
-        document["held_by"] = _holders(mount.mountpoint)
+    for key, value in asked.answers:
+        number = key in _NUMBERS and str(value).isdecimal() and len(value) <= _LONGEST_NUMBER
+        if key not in document or key == "state":  # what the kernel says is nothing for the mount to say
+            document[key] = int(value) if number else value
+    if not asked.ended:
+        document["state"] = f"its daemon has not answered within {ANSWER_LIMIT_S:.0f} s"
+    elif asked.error is not None:
+        document["state"] = _state_of(asked.error)
+    elif not asked.answers:
+        document["state"] = "it does not show what a mount of lukshdrfs shows"
     return document
 
 
-def _holders(mountpoint: str) -> list[str]:
-    return [holder.what for holder in holders(mountpoint)]
+def _state_of(error: OSError) -> str:
+    if error.errno in (errno.EACCES, errno.EPERM):
+        return "another user's"
+    if error.errno in (errno.ENOTCONN, errno.ECONNABORTED):
+        return "its daemon is gone; 'lukshdrfs unmount' cleans up"
+    return f"it cannot be looked at: {error.strerror}"

@@ -7,12 +7,25 @@ import errno
 import logging
 import os
 import select
-import stat
 import time
+from collections.abc import Iterator
+from functools import partial
 
 from lukshdrfs.cli.arguments import Subparsers
+from lukshdrfs.cli.which_mount import mount_at
 from lukshdrfs.errors import DeviceError, InUse
-from lukshdrfs.fuse import FILE_SYSTEM_TYPE, Mount, describe_holders, detach, find_mount, other_namespace
+from lukshdrfs.fuse import (
+    ANSWER_LIMIT_S,
+    GONE,
+    Mount,
+    ask_apart,
+    ask_daemon,
+    describe_holders_apart,
+    detach_apart,
+    open_daemon,
+    other_namespace_apart,
+    owner_to_ask,
+)
 
 log = logging.getLogger(__name__)
 
@@ -30,7 +43,7 @@ def add_parser(subparsers: Subparsers) -> None:
         description="Unmount, and return when everything is on the payload's storage and the daemon has ended. If the "
         "image is in use, say who holds it.",
     )
-    parser.add_argument("mountpoint", metavar="MOUNTPOINT")
+    parser.add_argument("mountpoint", metavar="MOUNTPOINT", help="or the payload, where it is mounted once")
     parser.add_argument(
         "-z", "--lazy", action="store_true", help="if it is in use, take its name away at once; served to the end"
     )
@@ -40,77 +53,83 @@ def add_parser(subparsers: Subparsers) -> None:
 def run(arguments: argparse.Namespace) -> int:
     """Carry the command out."""
     mount = mount_at(arguments.mountpoint)
-    try:
-        image = image_of(mount.mountpoint)
-        daemon = os.pidfd_open(int(os.getxattr(image, "user.lukshdrfs.pid")))
-    except PermissionError:  # another user's: neither can it be flushed, nor its end waited for
-        detach(mount.mountpoint)
+    owner = owner_to_ask(mount)
+    if owner is None:  # another user's: neither can it be flushed, nor its end waited for
+        detach_apart(mount.mountpoint)
         return 0
-    except ValueError:
-        raise DeviceError(f"{arguments.mountpoint} does not show what a mount of lukshdrfs shows") from None
-    except OSError as error:
-        if error.errno not in (errno.ENOTCONN, errno.ESRCH, errno.ECONNABORTED):
-            raise DeviceError(f"{arguments.mountpoint}: {os.strerror(error.errno or 0)}") from None
-        detach(mount.mountpoint, lazy=True)  # its daemon is gone; only the name is left
+    asked = ask_apart(partial(ask_daemon, mount.mountpoint), ANSWER_LIMIT_S, owner)
+    if GONE in asked.answers:
+        detach_apart(mount.mountpoint, lazy=True)  # only the name is left
         return 0
+    if not asked.ended:
+        return _leave_unanswered(mount, lazy=arguments.lazy)
+    if not asked.answers:
+        reason = asked.error.strerror if asked.error else "nothing"
+        raise DeviceError(f"{mount.mountpoint} does not answer as a mount of lukshdrfs does: {reason}")
+    daemon = open_daemon(asked.answers[0])
     try:
-        _flush(image)
-        if not _detached(mount.mountpoint, lazy=arguments.lazy):
-            return 0
-        _wait_for_end(arguments.mountpoint, mount, daemon)
+        for image in asked.answers[1:]:
+            _flush_apart(image, owner)
+        if _detached(mount.mountpoint, lazy=arguments.lazy):
+            _wait_for_end(mount, daemon)
     finally:
-        os.close(daemon)
+        if daemon is not None:
+            os.close(daemon)
     return 0
 
 
-def _wait_for_end(name: str, mount: Mount, daemon: int) -> None:
+def _leave_unanswered(mount: Mount, *, lazy: bool) -> int:
+    """Deal with a mount whose daemon hangs, or has been stopped."""
+    if not lazy:
+        raise InUse(f"{mount.mountpoint}: its daemon does not answer, and it stays mounted; --lazy takes its name away")
+    detach_apart(mount.mountpoint, lazy=True)
+    log.warning("%s: its daemon does not answer; what it has not written yet, it writes when it goes on", mount.source)
+    return 0
+
+
+def _wait_for_end(mount: Mount, daemon: int | None) -> None:
     """Return when the daemon has ended. Raises InUse if that takes too long, or another namespace keeps the mount."""
+    if daemon is None:
+        log.warning("%s: its daemon cannot be seen from here, and may still be writing", mount.mountpoint)
+        return
     deadline = time.monotonic() + PATIENCE_S
     while not select.select([daemon], [], [], NAMESPACES_AFTER_S)[0]:
-        if keeper := other_namespace(mount):
-            raise InUse(f"{name} is unmounted here, and flushed; {keeper} has it mounted in its own mount namespace")
+        if keeper := other_namespace_apart(mount):
+            raise InUse(
+                f"{mount.mountpoint} is unmounted here, and flushed; {keeper} has it mounted in its own mount namespace"
+            )
         if time.monotonic() > deadline:
-            raise InUse(f"{name} is unmounted, but its daemon is still writing; wait for it")
+            raise InUse(f"{mount.mountpoint} is unmounted, but its daemon is still writing; wait for it")
 
 
 def _detached(mountpoint: str, *, lazy: bool) -> bool:
     """Unmount; return whether that is all, and not only the name that is gone."""
     try:
-        detach(mountpoint)
+        detach_apart(mountpoint)
     except InUse as error:
-        text = f"{error}: {describe_holders(mountpoint)}"
+        text = f"{error}: {describe_holders_apart(mountpoint)}"
         if not lazy:
             raise InUse(f"{text}; --lazy takes its name away and serves it to the end") from None
-        detach(mountpoint, lazy=True)
+        detach_apart(mountpoint, lazy=True)
         log.warning("%s; it is served until that is done", text)
         return False
     return True
 
 
-def mount_at(name: str) -> Mount:
-    """Return the mount at a path, or at what the path links to. Raises DeviceError if it is none of ours."""
-    mount = find_mount(name) or find_mount(os.path.realpath(name))
-    if mount is None or mount.type != FILE_SYSTEM_TYPE:
-        raise DeviceError(f"{name} is not a mountpoint of lukshdrfs")
-    return mount
-
-
-def image_of(mountpoint: str) -> str:
-    """Return the one file of a mount. Raises ValueError if there is another number of them."""
-    if not stat.S_ISDIR(os.stat(mountpoint).st_mode):  # noqa: PTH116
-        return mountpoint
-    (name,) = os.listdir(mountpoint)  # noqa: PTH208
-    return os.path.join(mountpoint, name)  # noqa: PTH118
-
-
-def _flush(image: str) -> None:
+def _flush_apart(image: str, owner: tuple[int, int]) -> None:
     """Have everything on the storage while the mount can still say that it failed."""
+    flush = ask_apart(partial(_flush, image), PATIENCE_S, owner)
+    if not flush.ended:
+        raise InUse(f"{image} is still being flushed after {PATIENCE_S:.0f} s, and stays mounted")
+    # without permission, the image is meant for somebody else (`uid=`): it is flushed at the daemon's end
+    if flush.error is not None and flush.error.errno != errno.EACCES:
+        raise DeviceError(f"{image} cannot be flushed, and stays mounted: {flush.error.strerror}")
+
+
+def _flush(image: str) -> Iterator[str]:
+    descriptor = os.open(image, os.O_RDONLY)
     try:
-        descriptor = os.open(image, os.O_RDONLY)
-        try:
-            os.fsync(descriptor)
-        finally:
-            os.close(descriptor)
-    except OSError as error:
-        reason = os.strerror(error.errno or 0)
-        raise DeviceError(f"{image} cannot be flushed, and stays mounted: {reason}") from None
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+    yield "flushed"

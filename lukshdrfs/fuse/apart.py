@@ -104,9 +104,10 @@ def _work(work: Callable[[], Iterable[Any]], sender: int, owner: tuple[int, int]
         for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
             signal.signal(number, signal.SIG_DFL)
         # whoever reads our caller's output waits for everybody who can write to it
-        close_all_but({sender})
-        for _ in range(3):
-            os.open(os.devnull, os.O_RDWR)
+        close_all_but({0, 1, 2, sender})
+        null = os.open(os.devnull, os.O_RDWR)
+        for standard in range(3):
+            os.dup2(null, standard)
         if owner is not None:
             _become(*owner)
         for answer in work():

@@ -26,7 +26,7 @@ from lukshdrfs.fuse.guard import Guard
 from lukshdrfs.fuse.holders import describe_holders
 from lukshdrfs.fuse.lane import FastLane, fuse_descriptors
 from lukshdrfs.fuse.lock import ignore_lock_signal, lock_when_due
-from lukshdrfs.fuse.mounts import Mount, detach, find_mount
+from lukshdrfs.fuse.mounts import Mount, detach, find_mount, mount_list_problem
 from lukshdrfs.fuse.options import MountOptions
 from lukshdrfs.volume import Volume
 
@@ -51,6 +51,8 @@ def check_fuse(kernel_options: tuple[str, ...] = ()) -> None:
         return
     if shutil.which("fusermount3") is None:
         raise DeviceError("fusermount3 is not installed; install the package fuse3")
+    if problem := mount_list_problem():
+        raise DeviceError(problem)
     others = [option for option in kernel_options if option in ("allow_other", "allow_root")]
     if others and not _user_allow_other():
         raise DeviceError(f"{others[0]} needs the line 'user_allow_other' in {CONFIGURATION}")

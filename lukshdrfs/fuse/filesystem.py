@@ -20,7 +20,7 @@ import pyfuse3
 import trio
 
 from lukshdrfs.errors import LukshdrfsError
-from lukshdrfs.fuse import truncation
+from lukshdrfs.fuse import control, truncation
 from lukshdrfs.fuse.attributes import attributes, changes_access, usage
 from lukshdrfs.fuse.extended_attributes import NONE, ExtendedAttributes
 from lukshdrfs.fuse.lane import FastLane
@@ -101,6 +101,10 @@ class ImageFileSystem(pyfuse3.Operations):
         """Synchronous writes of a handle that the kernel has it synced after: it does where the page cache is used."""
         self._modified_ns = self._mounted_ns = time.time_ns()
         self._asking_modified = threading.Lock()
+        self.asked_to_lock = trio.Event()
+        """Set when the mount's owner, or root, has asked it to lock."""
+        self.key_wiped = False
+        """Whether locking has come so far."""
         self.initialised = trio.Event()
         """Set when the kernel and libfuse have agreed on a protocol."""
         self._xattrs = ExtendedAttributes({**volume.properties, "pid": str(os.getpid())})
@@ -346,9 +350,18 @@ class ImageFileSystem(pyfuse3.Operations):
     @answers_errno
     async def getxattr(self, inode: pyfuse3.InodeT, name: pyfuse3.XAttrNameT, ctx: pyfuse3.RequestContext) -> bytes:
         await trio.lowlevel.checkpoint()
+        if inode == ROOT and name in control.REQUESTS and ctx.uid in (0, os.getuid()):
+            return self._answer_owner(name)
         if inode == ROOT and name == _RESIZE:
             return self.resizing.answer()
         return self._attributes_of(inode).value(name)
+
+    def _answer_owner(self, name: bytes) -> bytes:
+        """Answer what is asked of the mount, and not of the image."""
+        if name == control.DAEMON_REQUEST.encode():
+            return control.identity().encode()
+        self.asked_to_lock.set()
+        return (control.LOCKED if self.key_wiped else control.LOCKING).encode()
 
     @answers_errno
     async def listxattr(self, inode: pyfuse3.InodeT, ctx: pyfuse3.RequestContext) -> list[pyfuse3.XAttrNameT]:

@@ -1,9 +1,9 @@
 """
 Locking a mount: the image stops serving, what is cached is dropped, the key is wiped, the mount goes.
 
-It happens on SIGUSR1 (`lukshdrfs lock`), or by itself when the policy says so. Everything that was written and is
-acknowledged is flushed. Who still has the image open gets EIO for everything until it closes it; only then does the
-daemon end.
+It happens when the mount's owner asks for it (`lukshdrfs lock`), on SIGUSR1, or by itself when the policy says so.
+Everything that was written and is acknowledged is flushed. Who still has the image open gets EIO for everything until
+it closes it; only then does the daemon end.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ async def lock_when_due(
 ) -> None:
     """Wait for a reason to lock, and lock: to the end, though the mount may end meanwhile."""
     await file_system.initialised.wait()
-    reason = await _reason_to_lock(policy, lambda: file_system.requests)
+    reason = await _reason_to_lock(policy, file_system)
     log.warning("locking: %s", reason)
     with trio.CancelScope(shield=True):
         await _lock(volume, file_system, mounted)
@@ -63,6 +63,7 @@ async def _lock(volume: Volume, file_system: ImageFileSystem, mounted: Mount | N
         _take_away(mounted)
         os._exit(1)
     volume.wipe_keys()
+    file_system.key_wiped = True
     log.info("the key is wiped")
     flushed = trio.Event()
     async with trio.open_nursery() as nursery:
@@ -93,15 +94,16 @@ def _take_away(mounted: Mount | None) -> None:
         log.warning("%s", error)
 
 
-async def _reason_to_lock(policy: LockPolicy, requests: Callable[[], int]) -> str:
+async def _reason_to_lock(policy: LockPolicy, file_system: ImageFileSystem) -> str:
     """Return the first reason that comes."""
     send, receive = trio.open_memory_channel[str](4)
     async with trio.open_nursery() as nursery:
         nursery.start_soon(_on_signal, send)
+        nursery.start_soon(_when_asked, file_system.asked_to_lock, send)
         if policy.max_time_s is not None:
             nursery.start_soon(_after, policy.max_time_s, send)
         if policy.idle_timeout_s is not None:
-            nursery.start_soon(_when_idle, policy.idle_timeout_s, requests, send)
+            nursery.start_soon(_when_idle, policy.idle_timeout_s, lambda: file_system.requests, send)
         if policy.header is not None:
             nursery.start_soon(_when_header_gone, policy.header, send)
         reason = await receive.receive()
@@ -113,6 +115,11 @@ async def _on_signal(reasons: trio.MemorySendChannel[str]) -> None:
     with trio.open_signal_receiver(LOCK_SIGNAL) as received:
         async for _ in received:
             await reasons.send("asked to")
+
+
+async def _when_asked(asked: trio.Event, reasons: trio.MemorySendChannel[str]) -> None:
+    await asked.wait()
+    await reasons.send("asked to")
 
 
 async def _after(seconds: float, reasons: trio.MemorySendChannel[str]) -> None:

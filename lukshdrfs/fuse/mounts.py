@@ -13,6 +13,8 @@ from pathlib import Path
 from lukshdrfs.errors import DeviceError, InUse
 
 FILE_SYSTEM_TYPE = "fuse.lukshdrfs"
+MOUNT_LIST = "/etc/mtab"
+"""Where fusermount3 looks for the mount that it is to take away (libfuse, util/fusermount.c)."""
 
 _libc = ctypes.CDLL(None, use_errno=True)
 _MNT_DETACH, _UMOUNT_NOFOLLOW = 2, 8  # linux/fs.h
@@ -27,6 +29,8 @@ class Mount:
     source: str
     device: str
     """`major:minor`; no two mounted file systems have the same."""
+    owner: tuple[int, int] | None = None
+    """Whose FUSE file system it is, in the kernel's words: a user's and a group's number."""
 
 
 def _unescape(field: str) -> str:
@@ -38,12 +42,26 @@ def _unescape(field: str) -> str:
 def mount_table() -> list[Mount]:
     """Return the mounts of this process's mount namespace, in the order in which they were made."""
     mounts = []
-    for line in Path("/proc/self/mountinfo").read_bytes().splitlines():
+    # at newlines alone: other characters that end a line may be in a name
+    for line in Path("/proc/self/mountinfo").read_bytes().split(b"\n")[:-1]:
         fields, _, super_fields = os.fsdecode(line).partition(" - ")
         _, _, device, _, mountpoint = fields.split(" ")[:5]
-        kind, source = super_fields.split(" ")[:2]
-        mounts.append(Mount(_unescape(mountpoint), kind, _unescape(source), device))
+        kind, source, options = super_fields.split(" ")[:3]
+        mounts.append(Mount(_unescape(mountpoint), kind, _unescape(source), device, _owner(options)))
     return mounts
+
+
+def our_mounts() -> list[Mount]:
+    """Return those mounts of the table that call themselves lukshdrfs."""
+    return [mount for mount in mount_table() if mount.type == FILE_SYSTEM_TYPE]
+
+
+def _owner(options: str) -> tuple[int, int] | None:
+    numbers = dict(option.partition("=")[::2] for option in options.split(","))
+    try:
+        return int(numbers["user_id"]), int(numbers["group_id"])
+    except (KeyError, ValueError):
+        return None
 
 
 def find_mount(path: str | os.PathLike[str]) -> Mount | None:
@@ -61,26 +79,39 @@ def detach(mountpoint: str, *, lazy: bool = False) -> None:
 
     Raises InUse if somebody uses it, DeviceError if it cannot be unmounted for another reason.
     """
-    failure = _umount(mountpoint, lazy=lazy) if os.geteuid() == 0 else _fusermount(mountpoint, lazy=lazy)
-    if failure == errno.EBUSY:
+    busy, reason = _umount(mountpoint, lazy=lazy) if os.geteuid() == 0 else _fusermount(mountpoint, lazy=lazy)
+    if busy:
         raise InUse(f"{mountpoint} is in use")
-    if failure:
-        raise DeviceError(f"{mountpoint} cannot be unmounted: {os.strerror(failure)}")
+    if reason:
+        raise DeviceError(f"{mountpoint} cannot be unmounted: {reason}")
 
 
-def _umount(mountpoint: str, *, lazy: bool) -> int:
+def _umount(mountpoint: str, *, lazy: bool) -> tuple[bool, str]:
+    """Return whether it is in use, or why else it is still there."""
     flags = _UMOUNT_NOFOLLOW | (_MNT_DETACH if lazy else 0)
-    return ctypes.get_errno() if _libc.umount2(os.fsencode(mountpoint), flags) != 0 else 0
+    failure = ctypes.get_errno() if _libc.umount2(os.fsencode(mountpoint), flags) != 0 else 0
+    return failure == errno.EBUSY, os.strerror(failure) if failure else ""
 
 
-def _fusermount(mountpoint: str, *, lazy: bool) -> int:
-    """Unmount as an ordinary user, by libfuse's helper; return an errno."""
+def _fusermount(mountpoint: str, *, lazy: bool) -> tuple[bool, str]:
+    """Do the same as an ordinary user, by libfuse's helper, whose own words are the reason."""
     command = ["fusermount3", "-u", *(["-z"] if lazy else []), "--", mountpoint]
     environment = {**os.environ, "LC_ALL": "C"}
     try:
-        done = subprocess.run(command, capture_output=True, text=True, env=environment, check=False)
+        done = subprocess.run(
+            command, capture_output=True, text=True, errors="surrogateescape", env=environment, check=False
+        )
     except FileNotFoundError:
         raise DeviceError("fusermount3 is not installed; install the package fuse3") from None
     if done.returncode == 0:
-        return 0
-    return errno.EBUSY if "busy" in done.stderr else errno.EPERM
+        return False, ""
+    reason = "; ".join(line.strip() for line in done.stderr.splitlines() if line.strip())
+    return "busy" in reason.lower(), reason or f"fusermount3 ended with status {done.returncode}"
+
+
+def mount_list_problem() -> str:
+    """Return why libfuse's helper could not unmount for an ordinary user, and the way out; empty if it can."""
+    if os.path.exists(MOUNT_LIST):  # noqa: PTH110
+        return ""
+    remedy = f"ln -sf /proc/self/mounts {MOUNT_LIST}"
+    return f"{MOUNT_LIST} is missing, and without it fusermount3 takes no mount away; root makes it by '{remedy}'"
