@@ -10,7 +10,7 @@ from lukshdrfs.cli.secrets import SecretSource
 from lukshdrfs.errors import UsageError
 from lukshdrfs.luks import NO_LIMITS, KdfLimits
 from lukshdrfs.luks.kdf_cost import KdfWish
-from lukshdrfs.volume import HeaderPin
+from lukshdrfs.volume import HeaderPin, source_descriptor
 
 _LONGEST_NUMBER = 20
 _LARGEST_SIZE = (1 << 63) - 1  # off_t
@@ -179,15 +179,19 @@ def pin(arguments: argparse.Namespace) -> HeaderPin:
     return HeaderPin(sha256 or "", identity or "")
 
 
+def is_standard_input(name: str | None) -> bool:
+    """Whether a name of a header or key is one of those of standard input."""
+    return name is not None and source_descriptor(name) == 0
+
+
 def secret_source(arguments: argparse.Namespace) -> SecretSource:
     """Return where the secret is. Raises UsageError if several places are named."""
     named = [arguments.key_file, arguments.passphrase_file, arguments.volume_key_file, arguments.key_description]
     if sum(name is not None for name in named) > 1:
         raise UsageError("give one of --key-file, --passphrase-file, --volume-key-file and --key-description")
-    if "-" in (arguments.header or []) and "-" in named[:3]:
+    header_on_stdin = any(is_standard_input(name) for name in arguments.header or [])
+    if header_on_stdin and any(is_standard_input(name) for name in named[:3]):
         raise UsageError("standard input can be the header or the key, not both")
-    if "-" in (arguments.header or []) and all(name is None for name in named):
-        raise UsageError("the header is standard input; name the key with --key-file or --passphrase-file")
     return SecretSource(
         key_file=arguments.key_file,
         keyfile_offset=arguments.keyfile_offset,
@@ -196,6 +200,7 @@ def secret_source(arguments: argparse.Namespace) -> SecretSource:
         volume_key_file=arguments.volume_key_file,
         key_description=arguments.key_description,
         tries=arguments.tries,
+        stdin_brings="the header" if header_on_stdin else "",
     )
 
 
@@ -205,12 +210,14 @@ def new_secret_source(arguments: argparse.Namespace) -> SecretSource:
     if len(named) > 1:
         raise UsageError("give one of --new-key-file and --new-passphrase-file")
     old = [arguments.key_file, arguments.passphrase_file, arguments.volume_key_file]
-    if "-" in named and "-" in old:
+    if any(map(is_standard_input, named)) and any(map(is_standard_input, old)):
         raise UsageError("standard input can be the old key or the new one, not both")
+    all_of_it = any(map(is_standard_input, (arguments.key_file, arguments.volume_key_file)))
     return SecretSource(
         key_file=arguments.new_key_file,
         keyfile_offset=arguments.new_keyfile_offset,
         keyfile_size=arguments.new_keyfile_size,
         passphrase_file=arguments.new_passphrase_file,
         tries=arguments.tries,
+        stdin_brings="the old key" if all_of_it else "",
     )

@@ -13,7 +13,7 @@ from pathlib import Path
 from uuid import uuid4
 
 from lukshdrfs.cipher import CipherSpec
-from lukshdrfs.cli.arguments import Parser, Subparsers, add_kdf, kdf_wish, key_bytes, number, size
+from lukshdrfs.cli.arguments import Parser, Subparsers, add_kdf, is_standard_input, kdf_wish, key_bytes, number, size
 from lukshdrfs.cli.header import checked_uuid
 from lukshdrfs.cli.progress import Progress
 from lukshdrfs.cli.secrets import SecretSource, new_secret
@@ -201,7 +201,8 @@ def _check(arguments: argparse.Namespace) -> None:
         arguments.uuid = checked_uuid(arguments.uuid)
     if arguments.key_file and arguments.passphrase_file is not None:
         raise UsageError("give --key-file or --passphrase-file, not both")
-    if [*arguments.key_file, arguments.passphrase_file, arguments.volume_key_file].count("-") > 1:
+    keys = [*arguments.key_file, arguments.passphrase_file, arguments.volume_key_file]
+    if sum(map(is_standard_input, keys)) > 1:
         raise UsageError("standard input can be one key, not several")
     _check_shared(arguments)
     if arguments.size == 0:
@@ -312,9 +313,15 @@ def _secrets(arguments: argparse.Namespace) -> Iterator[SecretBytes]:
     """Yield the secrets of the new keyslots, each one the caller's to wipe."""
     sources = [
         SecretSource(key_file, arguments.keyfile_offset, arguments.keyfile_size) for key_file in arguments.key_file
-    ] or [SecretSource(passphrase_file=arguments.passphrase_file, tries=arguments.tries)]
+    ] or [_typed_source(arguments)]
     for source in sources:
         yield new_secret(source, f"New passphrase for {arguments.payload}: ")
+
+
+def _typed_source(arguments: argparse.Namespace) -> SecretSource:
+    """Return the source of one passphrase. The volume key, which is read to its end, may have standard input."""
+    brings = "the volume key" if is_standard_input(arguments.volume_key_file) else ""
+    return SecretSource(passphrase_file=arguments.passphrase_file, tries=arguments.tries, stdin_brings=brings)
 
 
 def _check_header_place(arguments: argparse.Namespace) -> None:

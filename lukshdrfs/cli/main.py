@@ -26,7 +26,7 @@ from lukshdrfs.cli import (
     unmount,
 )
 from lukshdrfs.cli.arguments import Parser, Subparsers
-from lukshdrfs.cli.outcome import exit_status
+from lukshdrfs.cli.outcome import EndedBySignal, exit_status
 from lukshdrfs.luks.free_memory import return_freed_memory
 from lukshdrfs.secret import harden_process
 
@@ -108,9 +108,9 @@ def run(words: list[str]) -> int:
     return exit_status(lambda: _run(_expand_short_form(words)))
 
 
-def _interrupt(_number: int, _frame: object) -> NoReturn:
+def _interrupt(number: int, _frame: object) -> NoReturn:
     """Let SIGTERM undo what was begun, as Ctrl-C does."""
-    raise KeyboardInterrupt
+    raise EndedBySignal(number)
 
 
 def _open_standard_streams() -> None:

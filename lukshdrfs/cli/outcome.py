@@ -3,11 +3,21 @@
 from __future__ import annotations
 
 import logging
+import signal
 from collections.abc import Callable
 
 from lukshdrfs.errors import LukshdrfsError, OutOfMemory
 
 log = logging.getLogger(__name__)
+
+
+class EndedBySignal(KeyboardInterrupt):
+    """Another signal than Ctrl-C's asks us to end; what was begun is undone in the same way."""
+
+    def __init__(self, number: int) -> None:
+        """Take the signal's number."""
+        super().__init__()
+        self.number = number
 
 
 def exit_status(work: Callable[[], int]) -> int:
@@ -18,8 +28,9 @@ def exit_status(work: Callable[[], int]) -> int:
         return _fail(str(error), error.exit_code)
     except MemoryError:
         return _fail("out of memory", OutOfMemory.exit_code)
-    except KeyboardInterrupt:
-        return _fail("interrupted", 1)
+    except KeyboardInterrupt as error:
+        # as a shell has it for a command that a signal has ended
+        return _fail("interrupted", 128 + getattr(error, "number", signal.SIGINT))
     except BrokenPipeError:
         return 1  # whoever read our output has enough of it
     except OSError as error:

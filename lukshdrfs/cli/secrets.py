@@ -15,7 +15,6 @@ import shutil
 import stat
 import subprocess
 import sys
-import termios
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,6 +22,7 @@ from typing import TypeVar
 
 from lukshdrfs.cli.keyring import read_key
 from lukshdrfs.cli.logs import printable
+from lukshdrfs.cli.prompt import asking, has_terminal
 from lukshdrfs.environment import for_children
 from lukshdrfs.errors import DeviceError, UsageError, WrongKey
 from lukshdrfs.secret import SecretBytes
@@ -56,6 +56,8 @@ class SecretSource:
     volume_key_file: str | None = None
     key_description: str | None = None
     tries: int = 3
+    stdin_brings: str = ""
+    """What standard input brings instead of a passphrase (`the header`), so that it cannot be asked there."""
 
     @property
     def named(self) -> bool:
@@ -66,7 +68,9 @@ class SecretSource:
     @property
     def interactive(self) -> bool:
         """Whether somebody is asked, and may try again."""
-        return not self.named and (sys.stdin.isatty() or agent_is_there())
+        if self.named:
+            return False
+        return has_terminal() if self.stdin_brings else sys.stdin.isatty() or agent_is_there()
 
     def try_until(self, prompt: str, work: Callable[[SecretBytes], T]) -> T:
         """
@@ -86,7 +90,12 @@ class SecretSource:
                 log.warning("%s", error)
 
     def read(self, prompt: str) -> SecretBytes:
-        """Return the secret. Raises DeviceError if a file cannot be read, UsageError if it has the wrong size."""
+        """
+        Return the secret.
+
+        Raises DeviceError if a file cannot be read, UsageError if it has the wrong size, or nothing came where somebody
+        was to type or send something.
+        """
         if self.volume_key_file is not None:
             return _read_file(self.volume_key_file, 0, None, "volume key file")
         if self.key_file is not None:
@@ -95,9 +104,21 @@ class SecretSource:
             return _read_line(self.passphrase_file, "passphrase file")
         if self.key_description is not None:
             return read_key(self.key_description)
-        if not self.interactive:
-            return _read_line("-", "standard input")
-        return _ask(prompt) if sys.stdin.isatty() else _ask_agent(prompt)
+        return self._ask(prompt) if self.interactive else self._read_standard_input()
+
+    def _ask(self, prompt: str) -> SecretBytes:
+        if self.stdin_brings or sys.stdin.isatty():
+            with asking(prompt, standard_input=not self.stdin_brings) as terminal:
+                return _read_line(f"fd:{terminal}", "the terminal", described="the terminal")
+        return _ask_agent(prompt)
+
+    def _read_standard_input(self) -> SecretBytes:
+        if self.stdin_brings:
+            raise UsageError(
+                f"standard input is {self.stdin_brings}, and there is no terminal to ask for a passphrase on; "
+                "name the key with --key-file or --passphrase-file"
+            )
+        return _read_line("-", "standard input")
 
 
 def _open(name: str, what: str) -> tuple[int, bool]:
@@ -113,6 +134,16 @@ def _open(name: str, what: str) -> tuple[int, bool]:
         os.close(descriptor)
         raise DeviceError(f"{what} {name} is a directory")
     return descriptor, True
+
+
+def _check_something_came(descriptor: int, described: str) -> None:
+    """
+    Raise UsageError for a source without a single byte, unless it is a file: an empty file is the empty key.
+
+    The rule is cryptsetup's ("Nothing to read on input."): whoever was to send the key has failed.
+    """
+    if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+        raise UsageError(f"{described}: nothing came; name the key with --key-file or --passphrase-file")
 
 
 def _read_up_to(descriptor: int, buffer: memoryview, what: str) -> int:
@@ -138,6 +169,8 @@ def _read_file(name: str, offset: int, size: int | None, what: str) -> SecretByt
     try:
         _skip(descriptor, offset, described)
         buffer, count = _read_limited(descriptor, MAX_KEY_FILE + 1 if size is None else size, described)
+        if not count and not offset:
+            _check_something_came(descriptor, described)
     finally:
         if ours:
             os.close(descriptor)
@@ -183,10 +216,10 @@ def _skip(descriptor: int, offset: int, described: str) -> None:
                 raise UsageError(f"{described} ends before byte {offset}") from None
 
 
-def _read_line(name: str, what: str) -> SecretBytes:
+def _read_line(name: str, what: str, described: str = "") -> SecretBytes:
     """Return the first line without its newline. A carriage return before it counts, as for cryptsetup."""
     descriptor, ours = _open(name, what)
-    described = what if name == "-" else f"{what} {name}"
+    described = described or (what if name == "-" else f"{what} {name}")
     line = SecretBytes(MAX_PASSPHRASE + 1)
     done = 0
     try:
@@ -195,6 +228,8 @@ def _read_line(name: str, what: str) -> SecretBytes:
             if line.view[done] == ord("\n"):
                 return line.take(done)
             done += 1
+        if not done:
+            _check_something_came(descriptor, described)
     except OSError as error:
         raise DeviceError(f"{described}: {os.strerror(error.errno or 0)}") from None
     finally:
@@ -204,23 +239,6 @@ def _read_line(name: str, what: str) -> SecretBytes:
         line.wipe()
         raise UsageError(f"{described}: the passphrase has more than {MAX_PASSPHRASE} bytes; use --key-file")
     return line.take(done)
-
-
-def _ask(prompt: str) -> SecretBytes:
-    """Ask at the terminal, without echo."""
-    descriptor = sys.stdin.fileno()
-    before = termios.tcgetattr(descriptor)
-    quiet = termios.tcgetattr(descriptor)
-    quiet[3] &= ~termios.ECHO
-    try:
-        termios.tcsetattr(descriptor, termios.TCSAFLUSH, quiet)
-        sys.stderr.write(printable(prompt))
-        sys.stderr.flush()
-        return _read_line("-", "standard input")
-    finally:
-        termios.tcsetattr(descriptor, termios.TCSAFLUSH, before)
-        sys.stderr.write("\n")
-        sys.stderr.flush()
 
 
 def agent_is_there() -> bool:
@@ -259,23 +277,23 @@ def _ask_agent(prompt: str) -> SecretBytes:
 
 def new_secret(source: SecretSource, prompt: str) -> SecretBytes:
     """
-    Return a new secret; one that is typed is asked for twice, and again if the two differ.
+    Return a new secret; one that is typed is asked for twice, and again if the two differ or are empty.
 
-    Raises UsageError if they differ each time, or the secret is empty.
+    Raises UsageError if that is so each time, or a secret that is not typed is empty.
     """
-    tries = max(1, source.tries) if source.interactive else 1
-    while True:
-        tries -= 1
+    if not source.interactive:
+        secret = source.read(prompt)
+        if not len(secret):
+            raise UsageError("an empty passphrase protects nothing; is the key file or standard input empty?")
+        return secret
+    for left in range(max(1, source.tries) - 1, -1, -1):
         first = source.read(prompt)
-        if not source.interactive:
-            break
         with source.read("Again: ") as second:
-            if first == second:
-                break
+            problem = "" if first == second else "the two passphrases differ"
+        if not problem and len(first):
+            return first
         first.wipe()
-        if tries == 0:
-            raise UsageError("the two passphrases differ; nothing was changed")
-        sys.stderr.write("The two passphrases differ; please type them again.\n")
-    if not len(first):
-        raise UsageError("an empty passphrase protects nothing; is the key file or standard input empty?")
-    return first
+        problem = problem or "an empty passphrase protects nothing"
+        if left:
+            log.warning("%s; please type another one twice", problem)
+    raise UsageError(f"{problem}; nothing was changed")

@@ -7,6 +7,7 @@ result: 0 once it has read the image itself, or the child's own status if it end
 
 from __future__ import annotations
 
+import ctypes
 import logging
 import os
 import signal
@@ -19,6 +20,9 @@ from lukshdrfs.errors import DeviceError, LukshdrfsError
 
 log = logging.getLogger(__name__)
 
+_libc = ctypes.CDLL(None)
+
+_PR_SET_PDEATHSIG = 1  # linux/prctl.h
 _READY = b"R"
 _PATIENCE_S = 0.5
 _PAST_ALL_DESCRIPTORS = 1 << 20
@@ -32,21 +36,25 @@ def run_in_background(
 
     Of the descriptors that are open here, the child has the three standard ones and those in `keep`: a daemon must
     not hold its caller's files and locks. If it ends before it is ready, return its exit status. If `verify` raises,
-    the child is ended and the error goes on.
+    the child is ended and the error goes on. If this process is interrupted meanwhile, the child is ended, and the
+    status is that of a command which a signal has ended; if it is killed, the child hears of it.
     """
     receiver, sender = os.pipe()
     sys.stdout.flush()
     sys.stderr.flush()
+    parent = os.getpid()
     child = os.fork()
     if child == 0:
+        _end_with_parent(parent)
         close_all_but({0, 1, 2, sender, *keep})
         _run_child(work, sender)
     os.close(sender)
     try:
         answer = os.read(receiver, 1)
-    except KeyboardInterrupt:
-        answer = b""
+    except KeyboardInterrupt as error:
         _end(child)
+        _status_of(child)
+        return 128 + getattr(error, "number", signal.SIGINT)  # the child has said so
     finally:
         os.close(receiver)
     if answer != _READY:
@@ -64,6 +72,13 @@ def run_in_background(
     return 0
 
 
+def _end_with_parent(parent: int) -> None:
+    """Have this process ended when its parent is, or undo that (with 0): nobody else would end a prompt."""
+    _libc.prctl(_PR_SET_PDEATHSIG, signal.SIGTERM if parent else 0, 0, 0, 0)
+    if parent and os.getppid() != parent:
+        os.kill(os.getpid(), signal.SIGTERM)
+
+
 def _end(child: int) -> None:
     """Let the child clean up and end. A signal from the terminal it has had already, and gets a moment to act on."""
     deadline = time.monotonic() + _PATIENCE_S
@@ -78,6 +93,7 @@ def _run_child(work: Callable[[Callable[[], None]], int], sender: int) -> None:
     """Never returns."""
 
     def ready() -> None:
+        _end_with_parent(0)
         _leave_terminal()
         os.write(sender, _READY)
         os.close(sender)

@@ -190,6 +190,8 @@ def _read_stream(descriptor: int, name: str) -> tuple[bytes, int]:
         data += piece
         if len(data) > MAX_EXTENT:
             raise HeaderError(f"header {name} is larger than {MAX_EXTENT} bytes, which no header is")
+    if not data:
+        raise DeviceError(f"header {name}: nothing came; has the program that was to send it failed?")
     return bytes(data), len(data)
 
 

@@ -374,7 +374,7 @@ LONG = ["--pbkdf", "pbkdf2", "--pbkdf-force-iterations", str(1 << 29)]
 
 
 def interrupted(command: list[Argument], begun: Callable[[], object], number: signal.Signals) -> list[str]:
-    """Run a command, send it a signal when it has begun, and return its lines; it ends at once, with exit code 1."""
+    """Run a command, send it a signal when it has begun, and return its lines; it ends at once, as a shell has it."""
     # what runs in the background may have inherited that it ignores SIGINT
     hearing: list[Argument] = [program("env"), "--default-signal=INT", LUKSHDRFS]
     with subprocess.Popen(
@@ -389,7 +389,7 @@ def interrupted(command: list[Argument], begun: Callable[[], object], number: si
         finally:
             process.kill()
     assert time.monotonic() - start < 10
-    assert process.returncode == 1, errors
+    assert process.returncode == 128 + number, errors
     assert output == b""
     assert b"Traceback" not in errors
     return errors.decode().splitlines()

@@ -110,9 +110,18 @@ def test_mistyped_too_often(tries: int, folder: Path) -> None:
 
 
 def test_empty_passphrase(folder: Path) -> None:
-    """An empty passphrase is refused."""
-    shown = typing(creating(folder), b"", b"", code=1)
-    assert b"empty" in shown
+    """An empty passphrase is asked for again, as one that was mistyped."""
+    shown = typing(creating(folder), b"", b"", TYPED, OTHER, TYPED, TYPED)
+    assert shown.count(b"an empty passphrase protects nothing") == 1
+    assert shown.count(b"differ") == 1
+    assert opens(folder / "header.img", TYPED)
+
+
+@pytest.mark.parametrize("tries", [1, 3])
+def test_empty_passphrase_too_often(tries: int, folder: Path) -> None:
+    """After `--tries` times, three unless told, nothing is made."""
+    shown = typing(creating(folder, *([] if tries == 3 else ["--tries", "1"])), *[b"", b""] * tries, code=1)
+    assert b"an empty passphrase protects nothing; nothing was changed" in shown
     assert list(folder.iterdir()) == []
 
 
@@ -123,7 +132,7 @@ def test_interrupted_create(prompt: int, folder: Path) -> None:
         for _ in range(prompt):
             terminal.answer(TYPED)
         terminal.interrupt()
-        assert terminal.wait() == 1
+        assert terminal.wait() == 130
         assert b"interrupted" in terminal.shown
         assert b"Traceback" not in terminal.shown
         assert terminal.echoes
@@ -173,7 +182,7 @@ def test_interrupted_edit(command: str, prompt: int, typed: LuksFiles) -> None:
         for line in [TYPED, OTHER][:prompt]:
             terminal.answer(line)
         terminal.interrupt()
-        assert terminal.wait() == 1
+        assert terminal.wait() == 130
         assert b"Traceback" not in terminal.shown
         assert terminal.echoes
     assert digest(typed.header) == before
