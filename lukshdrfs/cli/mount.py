@@ -5,13 +5,12 @@ from __future__ import annotations
 import argparse
 import logging
 import os
-import shlex
 import sys
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 from typing import TypeVar, get_args
 
-from lukshdrfs.cli import logs
+from lukshdrfs.cli import logs, next_steps
 from lukshdrfs.cli.arguments import (
     Subparsers,
     add_header,
@@ -128,14 +127,14 @@ def run(arguments: argparse.Namespace) -> int:
     apply_options(arguments, arguments.options)
     request = _check(arguments)
     if arguments.foreground:
-        return _unlock_and_serve(request, lambda volume: _show_next_steps(request, str(volume.sector_size)))
+        return _unlock_and_serve(request, lambda volume: _show_next_steps(request, volume))
     status = run_in_background(
         lambda ready: exit_status(lambda: _unlock_and_serve(request, lambda _volume: _go_to_background(ready))),
         verify=lambda: _read_first_block(request.options.image),
         keep=_given_descriptors(request),
     )
     if status == 0:
-        _show_next_steps(request, _sector_size_of(request.options.image))
+        _show_next_steps(request, None)
     return status
 
 
@@ -412,27 +411,11 @@ def _read_first_block(image: str) -> None:
         os.close(descriptor)
 
 
-def _sector_size_of(image: str) -> str:
-    """Return what a mounted image says of itself; nothing if it is somebody else's (`uid=`)."""
-    try:
-        return os.getxattr(image, "user.lukshdrfs.sector_size").decode()
-    except OSError:
-        return ""
-
-
-def _show_next_steps(request: _Request, sector_size: str) -> None:
-    """Tell a person at a terminal how to go on, and how to undo it."""
-    if not sys.stdout.isatty():
+def _show_next_steps(request: _Request, volume: Volume | None) -> None:
+    """Tell how to go on, unless that was not wanted: before the volume is served, or else as the mount shows it."""
+    if request.arguments.quiet:
         return
-    image = request.options.image
-    quoted, mountpoint = shlex.quote(image), shlex.quote(request.options.mountpoint)
-    losetup, qemu = (" --read-only", ",readonly=on") if request.arguments.read_only else ("", "")
-    if sector_size:
-        losetup = f" --sector-size {sector_size}{losetup}"
-    lines = [
-        f"{image} is the volume's plaintext. To go on, for instance:",
-        f"  losetup --find --show{losetup} {quoted}",
-        f"  qemu-system-x86_64 -drive file={quoted},format=raw,if=virtio,cache=none{qemu}",
-        f"To undo it: lukshdrfs unmount {mountpoint}",
-    ]
-    sys.stdout.write("".join(f"{logs.printable(line)}\n" for line in lines))
+    if volume:
+        next_steps.show_of_volume(volume, request.options)
+    else:
+        next_steps.show_of_image(request.options, read_only=request.arguments.read_only)
