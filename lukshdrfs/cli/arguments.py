@@ -1,4 +1,4 @@
-"""Arguments that several commands share, and numbers as people write them."""
+"""Arguments that several commands share."""
 
 from __future__ import annotations
 
@@ -6,16 +6,12 @@ import argparse
 import re
 from typing import Any, NoReturn, TypeAlias
 
+from lukshdrfs.cli.quantities import kibibytes, milliseconds, number, size
 from lukshdrfs.cli.secrets import SecretSource
 from lukshdrfs.errors import UsageError
 from lukshdrfs.luks import NO_LIMITS, KdfLimits
 from lukshdrfs.luks.kdf_cost import KdfWish
 from lukshdrfs.volume import HeaderPin, source_descriptor
-
-_LONGEST_NUMBER = 20
-_LARGEST_SIZE = (1 << 63) - 1  # off_t
-_NO_IDENTIFIER = (1 << 32) - 1  # (uid_t) -1 means none
-_UNITS = {"": 1, "K": 1 << 10, "M": 1 << 20, "G": 1 << 30, "T": 1 << 40}
 
 
 class Parser(argparse.ArgumentParser):
@@ -59,41 +55,6 @@ def add_command(subparsers: Subparsers, name: str, summary: str) -> Parser:
     return subparsers.add_parser(name, help=summary, description=f"{summary[0].upper()}{summary[1:]}.")
 
 
-def number(text: str) -> int:
-    """Return a decimal number that is not negative."""
-    if not text.isascii() or not text.isdecimal() or len(text) > _LONGEST_NUMBER:
-        raise argparse.ArgumentTypeError(f"{text[:40]!r} is not a number")
-    return int(text)
-
-
-def size(text: str) -> int:
-    """Return bytes from `N`, `NK`, `NM`, `NG` or `NT`, in powers of 1024."""
-    digits, unit = (text[:-1], text[-1].upper()) if text[-1:].isalpha() else (text, "")
-    if unit not in _UNITS:
-        raise argparse.ArgumentTypeError(f"{text[:40]!r} is not a size; expected a number and K, M, G or T")
-    found = number(digits) * _UNITS[unit]
-    if found > _LARGEST_SIZE:
-        raise argparse.ArgumentTypeError(f"{text!r} is more than any file or device has")
-    return found
-
-
-def seconds(text: str) -> float:
-    """Return a time in seconds, `N`, `Ns`, `Nm` or `Nh`, more than 0."""
-    match = re.fullmatch(r"(\d{1,9}(?:\.\d{1,6})?)([smh]?)", text)
-    found = float(match[1]) * {"": 1, "s": 1, "m": 60, "h": 3600}[match[2]] if match else 0.0
-    if not found:
-        raise argparse.ArgumentTypeError(f"{text[:40]!r} is not a time; expected seconds, or a number and s, m or h")
-    return found
-
-
-def identifier(text: str) -> int:
-    """Return a user's or group's number."""
-    found = number(text)
-    if found >= _NO_IDENTIFIER:
-        raise argparse.ArgumentTypeError(f"{text!r} is not a user or group number")
-    return found
-
-
 def add_header(parser: Parser) -> None:
     """Add the options that say which header is meant."""
     parser.add_argument(
@@ -109,8 +70,8 @@ def add_header(parser: Parser) -> None:
 def add_secrets(parser: Parser) -> None:
     """Add the options that say where the secret is."""
     parser.add_argument("-d", "--key-file", metavar="SRC", help="all of a file's bytes are the key; path, fd:N, -")
-    parser.add_argument("--keyfile-offset", type=number, default=0, metavar="BYTES", help="skip these")
-    parser.add_argument("-l", "--keyfile-size", type=number, metavar="BYTES", help="use only these many")
+    parser.add_argument("--keyfile-offset", type=size, default=0, metavar="BYTES", help="skip these")
+    parser.add_argument("-l", "--keyfile-size", type=size, metavar="BYTES", help="use only these many")
     parser.add_argument("--passphrase-file", metavar="SRC", help="the first line, without its newline")
     parser.add_argument("--volume-key-file", metavar="SRC", help="the volume key itself; no keyslot is used")
     parser.add_argument("--key-description", metavar="NAME", help="a key of this description in the kernel's keyring")
@@ -122,8 +83,8 @@ def add_secrets(parser: Parser) -> None:
 def add_new_secrets(parser: Parser) -> None:
     """Add the options that say where the new secret is."""
     parser.add_argument("--new-key-file", metavar="SRC", help="all of a file's bytes are the new key; path, fd:N, -")
-    parser.add_argument("--new-keyfile-offset", type=number, default=0, metavar="BYTES", help="skip these")
-    parser.add_argument("--new-keyfile-size", type=number, metavar="BYTES", help="use only these many")
+    parser.add_argument("--new-keyfile-offset", type=size, default=0, metavar="BYTES", help="skip these")
+    parser.add_argument("--new-keyfile-size", type=size, metavar="BYTES", help="use only these many")
     parser.add_argument("--new-passphrase-file", metavar="SRC", help="the first line is the new passphrase")
 
 
@@ -132,11 +93,13 @@ def add_kdf(parser: Parser, hash_help: str) -> None:
     parser.add_argument("--hash", metavar="HASH", help=hash_help)
     parser.add_argument("--pbkdf", metavar="KDF", help="argon2id, argon2i or pbkdf2 (argon2id; luks1: pbkdf2)")
     parser.add_argument(
-        "--pbkdf-memory", type=number, metavar="KIB", help="of argon2; at most half of the memory by itself"
+        "--pbkdf-memory", type=kibibytes, metavar="KIB", help="of argon2; at most half of the memory by itself"
     )
     parser.add_argument("--pbkdf-parallel", type=number, metavar="N", help="threads of argon2, at most 4")
     parser.add_argument("--pbkdf-force-iterations", type=number, metavar="N", help="passes or iterations; no measuring")
-    parser.add_argument("-i", "--iter-time", type=number, default=2000, metavar="MS", help="time to unlock (2000)")
+    parser.add_argument(
+        "-i", "--iter-time", type=milliseconds, default=2000, metavar="MS", help="time to unlock (2000)"
+    )
     parser.add_argument("--keyslot-cipher", metavar="SPEC", help="of the keyslot's area (the data's; luks2)")
     parser.add_argument("--keyslot-key-size", type=number, metavar="BITS", help="for it (the volume key's)")
 

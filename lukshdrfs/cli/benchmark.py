@@ -11,7 +11,8 @@ from collections.abc import Iterator
 from typing import Any
 
 from lukshdrfs.cipher import CipherSpec, SectorCipher, check_sector_size
-from lukshdrfs.cli.arguments import Subparsers, number
+from lukshdrfs.cli.arguments import Subparsers
+from lukshdrfs.cli.quantities import milliseconds, number, size
 from lukshdrfs.errors import UsageError
 from lukshdrfs.luks.kdf_cost import KdfWish, choose_kdf
 from lukshdrfs.secret import SecretBytes
@@ -44,10 +45,12 @@ def add_parser(subparsers: Subparsers) -> None:
     )
     parser.add_argument("-c", "--cipher", metavar="SPEC", help="measure only this cipher, for instance aes-xts-plain64")
     parser.add_argument("-s", "--key-size", type=number, metavar="BITS", help="with this key (512 for xts, else 256)")
-    parser.add_argument("--sector-size", type=number, metavar="BYTES", help="and this sector size (512 and 4096)")
+    parser.add_argument("--sector-size", type=size, metavar="BYTES", help="and this sector size (512 and 4096)")
     parser.add_argument("--hash", metavar="HASH", help="measure only pbkdf2 with this hash")
     parser.add_argument("--pbkdf", metavar="KDF", help="measure only this KDF: argon2id, argon2i or pbkdf2")
-    parser.add_argument("-i", "--iter-time", type=number, default=2000, metavar="MS", help="time for argon2 (2000)")
+    parser.add_argument(
+        "-i", "--iter-time", type=milliseconds, default=2000, metavar="MS", help="time for argon2 (2000)"
+    )
     parser.add_argument("--json", action="store_true", help="print one JSON document")
     parser.set_defaults(run=run)
 

@@ -13,9 +13,10 @@ from pathlib import Path
 from uuid import uuid4
 
 from lukshdrfs.cipher import CipherSpec
-from lukshdrfs.cli.arguments import Parser, Subparsers, add_kdf, is_standard_input, kdf_wish, key_bytes, number, size
+from lukshdrfs.cli.arguments import Parser, Subparsers, add_kdf, is_standard_input, kdf_wish, key_bytes
 from lukshdrfs.cli.header import checked_uuid
 from lukshdrfs.cli.progress import Progress
+from lukshdrfs.cli.quantities import number, size
 from lukshdrfs.cli.secrets import SecretSource, new_secret
 from lukshdrfs.errors import DeviceError, PayloadError, UsageError
 from lukshdrfs.luks import Header, parse_header, unlock
@@ -75,7 +76,7 @@ def add_parser(subparsers: Subparsers) -> None:
     parser.add_argument("-c", "--cipher", default="aes-xts-plain64", metavar="SPEC", help="aes-xts-plain64")
     parser.add_argument("-s", "--key-size", type=number, metavar="BITS", help="512 for xts, else 256")
     parser.add_argument(
-        "--sector-size", type=number, metavar="BYTES", help="4096 where the payload's size allows (luks2)"
+        "--sector-size", type=size, metavar="BYTES", help="4096 where the payload's size allows (luks2)"
     )
     parser.add_argument("--offset", type=size, metavar="N", help="where the data begin on the payload")
     parser.add_argument("--luks2-metadata-size", type=size, metavar="N", help="of one copy of the metadata (16K)")
@@ -97,8 +98,8 @@ def _add_secrets(parser: Parser) -> None:
         "-d", "--key-file", action="append", default=[], metavar="SRC",
         help="all of a file's bytes are the key; path, fd:N, -; repeatable, each gets a keyslot",
     )  # fmt: skip
-    parser.add_argument("--keyfile-offset", type=number, default=0, metavar="BYTES", help="skip these")
-    parser.add_argument("-l", "--keyfile-size", type=number, metavar="BYTES", help="use only these many")
+    parser.add_argument("--keyfile-offset", type=size, default=0, metavar="BYTES", help="skip these")
+    parser.add_argument("-l", "--keyfile-size", type=size, metavar="BYTES", help="use only these many")
     parser.add_argument("--passphrase-file", metavar="SRC", help="the first line, without its newline")
     parser.add_argument("--volume-key-file", metavar="SRC", help="take this volume key; a random one if left out")
     parser.add_argument("-T", "--tries", type=number, default=3, metavar="N", help="times to ask (3)")

@@ -19,9 +19,9 @@ from lukshdrfs.cli.arguments import (
     kdf_wish,
     key_bytes,
     new_secret_source,
-    number,
 )
 from lukshdrfs.cli.description import PRIORITIES, describe_keyslots
+from lukshdrfs.cli.quantities import number
 from lukshdrfs.cli.secrets import new_secret
 from lukshdrfs.cli.shared_keys import add_to_all, change_all, remove_all
 from lukshdrfs.cli.unlocking import editable_header, header_to_edit, readable_header, unlocked

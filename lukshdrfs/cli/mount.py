@@ -11,20 +11,11 @@ from dataclasses import dataclass, replace
 from typing import TypeVar, get_args
 
 from lukshdrfs.cli import logs, next_steps
-from lukshdrfs.cli.arguments import (
-    Subparsers,
-    add_header,
-    add_secrets,
-    kdf_limits,
-    number,
-    pin,
-    seconds,
-    secret_source,
-    size,
-)
+from lukshdrfs.cli.arguments import Subparsers, add_header, add_secrets, kdf_limits, pin, secret_source
 from lukshdrfs.cli.keyring import token_secrets
 from lukshdrfs.cli.mount_options import apply_options
 from lukshdrfs.cli.outcome import exit_status
+from lukshdrfs.cli.quantities import number, seconds, size
 from lukshdrfs.cli.secrets import SecretSource
 from lukshdrfs.cli.service import notify
 from lukshdrfs.cli.waiting import wait_for_any

@@ -11,7 +11,7 @@ import argparse
 import re
 from collections.abc import Callable
 
-from lukshdrfs.cli.arguments import identifier, number, seconds, size
+from lukshdrfs.cli.quantities import group, number, seconds, size, user
 from lukshdrfs.errors import UsageError
 
 
@@ -26,7 +26,7 @@ VALUES: dict[str, tuple[str, Callable[[str], object]]] = {
     "data-path": ("data_path", str),
     "format": ("payload_format", str),
     "fsname": ("fsname", str),
-    "gid": ("gid", identifier),
+    "gid": ("gid", group),
     "header": ("header", str),
     "header-sha256": ("header_sha256", str),
     "header-timeout": ("header_timeout", seconds),
@@ -35,8 +35,8 @@ VALUES: dict[str, tuple[str, Callable[[str], object]]] = {
     "key-description": ("key_description", str),
     "key-slot": ("key_slot", number),
     "keyfile": ("key_file", str),
-    "keyfile-offset": ("keyfile_offset", number),
-    "keyfile-size": ("keyfile_size", number),
+    "keyfile-offset": ("keyfile_offset", size),
+    "keyfile-size": ("keyfile_size", size),
     "max-time": ("max_time", seconds),
     "name": ("name", str),
     "offset": ("offset", size),
@@ -46,7 +46,7 @@ VALUES: dict[str, tuple[str, Callable[[str], object]]] = {
     "size": ("size", size),
     "tries": ("tries", number),
     "truncate": ("truncate", str),
-    "uid": ("uid", identifier),
+    "uid": ("uid", user),
     "umask": ("umask", _octal),
     "volume-key-file": ("volume_key_file", str),
     "workers": ("workers", number),

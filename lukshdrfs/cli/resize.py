@@ -12,8 +12,9 @@ import time
 from collections.abc import Iterator
 from typing import Any
 
-from lukshdrfs.cli.arguments import Subparsers, size
+from lukshdrfs.cli.arguments import Subparsers
 from lukshdrfs.cli.progress import Progress
+from lukshdrfs.cli.quantities import size
 from lukshdrfs.cli.which_mount import mount_at
 from lukshdrfs.errors import DeviceError, InUse, LukshdrfsError, OutOfMemory, UsageError
 from lukshdrfs.fuse import RESIZE_REQUEST, Apart, Wish

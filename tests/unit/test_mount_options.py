@@ -139,8 +139,8 @@ def test_unknown_options_are_named(option: str) -> None:
 
 @pytest.mark.parametrize(
     "option",
-    ["key-slot=x", "key-slot=", "key-slot=-1", "tries=1.5", "workers=many", "uid=root", "gid=", "umask=9",
-     "umask=00777", "umask=", "offset=4X", "size=", "size=K", "size=-1", "keyfile-size=1K", "uid=\u0661",
+    ["key-slot=x", "key-slot=", "key-slot=-1", "tries=1.5", "workers=many", "uid=no such user", "gid=", "umask=9",
+     "umask=00777", "umask=", "offset=4X", "size=", "size=K", "size=-1", "keyfile-size=1X", "uid=\u0661",
      "size=\u0661K", "uid=" + "9" * 5000, "size=" + "9" * 5000 + "K"],
 )  # fmt: skip
 def test_values_that_cannot_be_read_are_named(option: str) -> None:
