@@ -296,6 +296,17 @@ size_t hash_size(const char *hash) {
     return gcry_md_get_algo_dlen(gcry_md_map_name(hash));
 }
 
+int pbkdf2(const char *hash, const uint8_t *secret, size_t secret_size, const uint8_t *salt, size_t salt_size,
+           unsigned long iterations, uint8_t *key, size_t key_size) {
+    use_gcrypt();
+    int algorithm = gcry_md_map_name(hash);
+    if (algorithm == 0)
+        return CIPHER_UNSUPPORTED;
+    return gcry_kdf_derive(secret, secret_size, GCRY_KDF_PBKDF2, algorithm, salt, salt_size, iterations, key_size, key)
+               ? CIPHER_FAILED
+               : CIPHER_OK;
+}
+
 /* H1 of the specification: each digest-sized piece becomes the hash of its number and itself, the last one cut off. */
 static int diffuse(int hash, uint8_t *block, size_t size) {
     uint8_t number[4], digest[64];

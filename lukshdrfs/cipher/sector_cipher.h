@@ -34,4 +34,8 @@ int af_merge(const char *hash, uint8_t *key, const uint8_t *material, size_t key
 /* Bytes of the hash's digest, 0 if libgcrypt does not have it. */
 size_t hash_size(const char *hash);
 
+/* PBKDF2 (RFC 8018, section 5.2) with HMAC of one of libgcrypt's hashes. */
+int pbkdf2(const char *hash, const uint8_t *secret, size_t secret_size, const uint8_t *salt, size_t salt_size,
+           unsigned long iterations, uint8_t *key, size_t key_size);
+
 #endif

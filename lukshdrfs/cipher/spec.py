@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from lukshdrfs.errors import HeaderError, UnsupportedFeature
+from lukshdrfs.errors import UnsupportedFeature
 from lukshdrfs.sectors import SECTOR_SIZES
 
 
@@ -123,6 +123,6 @@ class CipherSpec:
 
 
 def check_sector_size(sector_size: int) -> None:
-    """Raise HeaderError unless `sector_size` (bytes) is one that LUKS2 allows."""
+    """Raise UnsupportedFeature unless `sector_size` (bytes) is one that dm-crypt has."""
     if sector_size not in SECTOR_SIZES:
-        raise HeaderError(f"sector size {sector_size} is not one of {', '.join(map(str, SECTOR_SIZES))}")
+        raise UnsupportedFeature(f"sector size {sector_size} is not one of {', '.join(map(str, SECTOR_SIZES))}")

@@ -10,6 +10,7 @@ from lukshdrfs.cli.quantities import kibibytes, milliseconds, number, size
 from lukshdrfs.cli.secrets import SecretSource
 from lukshdrfs.errors import UsageError
 from lukshdrfs.luks import NO_LIMITS, KdfLimits
+from lukshdrfs.luks.hashes import find_hash
 from lukshdrfs.luks.kdf_cost import KdfWish
 from lukshdrfs.volume import HeaderPin, source_descriptor
 
@@ -105,14 +106,18 @@ def add_kdf(parser: Parser, hash_help: str) -> None:
 
 
 def kdf_wish(arguments: argparse.Namespace, version: int, usual_hash: str) -> KdfWish:
-    """Return the work that is wished for in a header of LUKS version 1 or 2."""
+    """
+    Return the work that is wished for in a header of LUKS version 1 or 2.
+
+    Raises UnsupportedFeature for a hash that is not known; one that is gets the name that most programs know.
+    """
     return KdfWish(
         arguments.pbkdf or ("pbkdf2" if version == 1 else "argon2id"),
         arguments.iter_time,
         arguments.pbkdf_memory,
         arguments.pbkdf_parallel,
         arguments.pbkdf_force_iterations,
-        arguments.hash or usual_hash,
+        usual_hash if arguments.hash is None else find_hash(arguments.hash).name,
     )
 
 

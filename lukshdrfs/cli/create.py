@@ -21,6 +21,7 @@ from lukshdrfs.cli.secrets import SecretSource, new_secret
 from lukshdrfs.errors import DeviceError, PayloadError, UsageError
 from lukshdrfs.luks import Header, parse_header, unlock
 from lukshdrfs.luks.edit import NewKeyslot
+from lukshdrfs.luks.hashes import find_hash
 from lukshdrfs.luks.kdf_cost import KdfWish
 from lukshdrfs.luks.key_material import AREA_ALIGNMENT
 from lukshdrfs.luks.keyslots import add_keyslot, check_unchanged, new_keyslot, volume_digest
@@ -236,7 +237,7 @@ def _form(
 ) -> Luks1Format | Luks2Format:
     """Return what the header is to be, after checking that the payload has whole sectors for it."""
     identifier = arguments.uuid or str(uuid4())
-    usual_hash = arguments.hash or "sha256"
+    usual_hash = "sha256" if arguments.hash is None else find_hash(arguments.hash).name
     if arguments.type == "luks1":
         if _window(arguments, created=created) is not None:
             raise UsageError("a LUKS1 header cannot say how much of the payload is the volume; take --type luks2")

@@ -78,6 +78,7 @@ def _describe_keyslot(header: Header, slot: Keyslot) -> dict[str, Any]:
             "key_size": slot.area.key_size * 8,
         },
         "problem": slot.problem,
+        "unsupported": slot.unsupported,
     }
 
 
@@ -92,6 +93,7 @@ def _describe_digest(digest: Digest) -> dict[str, Any]:
         "keyslots": sorted(digest.keyslots),
         "segments": sorted(digest.segments),
         "problem": digest.problem,
+        "unsupported": digest.unsupported,
     }
 
 

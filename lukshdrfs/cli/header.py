@@ -23,7 +23,7 @@ from lukshdrfs.cli.arguments import (
 from lukshdrfs.cli.logs import printable
 from lukshdrfs.cli.restoring import keep, repair_from, restore
 from lukshdrfs.cli.unlocking import editable_header, header_name, readable_header, unlocked
-from lukshdrfs.errors import DeviceError, HeaderError, LukshdrfsError, UsageError
+from lukshdrfs.errors import DeviceError, HeaderError, LukshdrfsError, UnsupportedFeature, UsageError
 from lukshdrfs.luks import Header, parse_header
 from lukshdrfs.luks.backup import backup_of
 from lukshdrfs.luks.convert import to_luks1, to_luks2
@@ -152,10 +152,12 @@ def _verify(arguments: argparse.Namespace) -> int:
     name = header_name(arguments)
     findings: list[Finding] = []
     document: dict[str, Any] = {"header": name, "type": None, "uuid": None}
+    unsupported = False
     try:
         header = read_header(name, pin(arguments), warn=False)
     except HeaderError as error:
         findings.append(Finding("error", "header", str(error)))
+        unsupported = isinstance(error, UnsupportedFeature)
     else:
         document |= {"type": header.type, "uuid": header.uuid}
         findings += verify(header, max(_size(name), len(header.area)))
@@ -164,7 +166,7 @@ def _verify(arguments: argparse.Namespace) -> int:
         findings += _verify_secret(header, arguments)
     sound = not any(finding.severity == "error" for finding in findings)
     document |= {
-        "sound": sound,
+        "sound": None if unsupported else sound,
         "findings": [
             {"severity": finding.severity, "subject": finding.subject, "text": finding.text} for finding in findings
         ],
@@ -174,7 +176,7 @@ def _verify(arguments: argparse.Namespace) -> int:
     else:
         for finding in findings:
             sys.stdout.write(f"{finding.severity:<7}  {finding.subject}: {printable(finding.text)}\n")
-        sys.stdout.write("sound\n" if sound else "damaged\n")
+        sys.stdout.write("sound\n" if sound else "not supported\n" if unsupported else "damaged\n")
     return 0 if sound else HeaderError.exit_code
 
 

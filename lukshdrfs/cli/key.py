@@ -186,7 +186,7 @@ def _remove(arguments: argparse.Namespace) -> int:
 def _opens(header: Header, keyslot: int) -> bool:
     """Whether a keyslot holds the key of any segment, as far as can be told without a passphrase."""
     slot, digest = header.keyslot(keyslot), header.digest_of_keyslot(keyslot)
-    return bool(slot and not slot.problem and digest and digest.segments)
+    return bool(slot and not slot.problem and not slot.unsupported and digest and digest.segments)
 
 
 def _list(arguments: argparse.Namespace) -> int:
@@ -204,7 +204,7 @@ def _row(slot: dict[str, Any]) -> str:
     remarks = [
         *([] if slot["priority"] == "normal" else [slot["priority"]]),
         *([] if slot["bound"] else ["unbound: holds another key than the volume's"]),
-        *([slot["problem"]] if slot["problem"] else []),
+        *(slot[what] for what in ("problem", "unsupported") if slot[what]),
     ]
     return f"{slot['id']:>2}  {kdf['type']:<8}  {', '.join([cost, *remarks]) if cost else ', '.join(remarks)}".rstrip()
 

@@ -120,12 +120,19 @@ def repair_from(arguments: argparse.Namespace, target: str) -> tuple[str, ...]:
     if problems := _problems(copy):
         raise HeaderError(f"header {arguments.source} is damaged itself: {problems[0]}")
     try:
-        found = _problems(read_header(target, pin(arguments), warn=False))
+        header = read_header(target, pin(arguments), warn=False)
+        found = _problems(header) + tuple(text for text in _unsupported(header) if text not in _unsupported(copy))
     except HeaderError as error:
         found = (str(error),)
     if found:
         restore(arguments, copy, target)
     return found
+
+
+def _unsupported(header: Header) -> tuple[str, ...]:
+    """Return what is not supported: what the copy does not ask for has come by damage."""
+    texts = [slot.unsupported for slot in header.keyslots] + [digest.unsupported for digest in header.digests]
+    return tuple(dict.fromkeys(filter(None, texts)))
 
 
 def _problems(header: Header) -> tuple[str, ...]:

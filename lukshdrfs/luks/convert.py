@@ -12,6 +12,7 @@ import os
 from lukshdrfs.cipher import CipherSpec
 from lukshdrfs.errors import UnsupportedFeature
 from lukshdrfs.luks.free_memory import require_memory
+from lukshdrfs.luks.hashes import is_same_hash
 from lukshdrfs.luks.key_material import AREA_ALIGNMENT, material_size
 from lukshdrfs.luks.luks1 import DIGEST_SIZE, DISABLED, ENABLED, MAGIC, PHDR, SECTOR, SLOT, SLOTS
 from lukshdrfs.luks.luks1_format import header_size
@@ -163,7 +164,8 @@ def _check_fits_luks1(header: Header) -> int:
             raise UnsupportedFeature(f"LUKS1 cannot say what the header says: {reason}")
     digest = header.digests[0]
     if digest.problem or len(digest.digest) < DIGEST_SIZE:
-        raise UnsupportedFeature(f"LUKS1 cannot say what the header says: its digest is not one ({digest.problem})")
+        reason = digest.problem or digest.unsupported
+        raise UnsupportedFeature(f"LUKS1 cannot say what the header says: its digest is not one ({reason})")
     for slot in header.keyslots:
         problem = _problem_for_luks1(slot, digest.hash, segment.encryption)
         if problem:
@@ -173,12 +175,12 @@ def _check_fits_luks1(header: Header) -> int:
 
 def _problem_for_luks1(slot: Keyslot, hash_name: str, encryption: str) -> str:
     if slot.problem or slot.kdf is None or slot.af is None:
-        return f"is not sound: {slot.problem}"
+        return f"cannot be used: {slot.problem or slot.unsupported}"
     if slot.id >= SLOTS:
         return f"is beyond the {SLOTS} that there are; move its key to a lower one"
     if slot.kdf.type != "pbkdf2":
         return f"has the KDF {slot.kdf.type}; change its key with --pbkdf pbkdf2 --hash {hash_name} first"
-    if slot.kdf.hash != hash_name or slot.af.hash != hash_name:
+    if not (is_same_hash(slot.kdf.hash, hash_name) and is_same_hash(slot.af.hash, hash_name)):
         return f"does not have the digest's hash {hash_name}; change its key with --hash {hash_name} first"
     if slot.area.encryption != encryption or slot.area.key_size != slot.key_size:
         return f"is not encrypted with the data's cipher {encryption}"

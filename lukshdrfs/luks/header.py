@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from lukshdrfs.errors import HeaderError
+from lukshdrfs.errors import HeaderError, UnsupportedFeature
 from lukshdrfs.luks.luks1 import extent_luks1, parse_luks1
 from lukshdrfs.luks.luks2_binary import PRIMARY_MAGIC, choose_copy, parse_luks2
 from lukshdrfs.luks.luks2_check import MAX_KEYSLOTS_SIZE, METADATA_SIZES
@@ -22,16 +22,16 @@ def _version(data: bytes) -> int:
     """
     Return 1 or 2. Without magic and version at the start it is 2, whose secondary header is then searched for.
 
-    So does cryptsetup (lib/setup.c, `_crypt_load_luks`). Raises HeaderError for other versions.
+    So does cryptsetup (lib/setup.c, `_crypt_load_luks`). Raises UnsupportedFeature for other versions.
     """
     version = int.from_bytes(data[6:8], "big") if data.startswith(PRIMARY_MAGIC) else 0
     if version > _NEWEST:
-        raise HeaderError(f"LUKS version {version} is not known")
+        raise UnsupportedFeature(f"LUKS version {version} is not supported (known: 1, 2)")
     return version or _NEWEST
 
 
 def is_luks1(data: bytes) -> bool:
-    """Whether `data` start like a LUKS1 header. Raises HeaderError for a version that is not known."""
+    """Whether `data` start like a LUKS1 header. Raises UnsupportedFeature for a version that is not known."""
     return _version(data) == 1
 
 

@@ -17,6 +17,7 @@ from argon2.low_level import ARGON2_VERSION, Type, error_to_str, ffi, lib
 from cryptography.exceptions import InternalError
 from cryptography.hazmat.primitives.kdf.pbkdf2 import PBKDF2HMAC
 
+from lukshdrfs.cipher import gcrypt_pbkdf2_into
 from lukshdrfs.errors import KeyslotError, OutOfMemory
 from lukshdrfs.luks.free_memory import in_mib, require_memory
 from lukshdrfs.luks.hashes import find_hash
@@ -120,12 +121,15 @@ def _run_interruptibly(work: Callable[[], None]) -> None:
 
 def pbkdf2_into(key: SecretBytes, secret: SecretBytes, salt: bytes, iterations: int, hash_name: str) -> None:
     """Fill `key` from a secret by PBKDF2 with HMAC. Raises UnsupportedFeature for an unknown hash."""
-    algorithm = find_hash(hash_name).algorithm
+    found = find_hash(hash_name)
     if not 0 < iterations <= _MAX_ITERATIONS:
         raise KeyslotError(f"pbkdf2 with {iterations} iterations: expected 1 to {_MAX_ITERATIONS}")
 
     def work() -> None:
-        PBKDF2HMAC(algorithm, len(key), salt, iterations).derive_into(secret.view, key.view)
+        if found.algorithm is None:
+            gcrypt_pbkdf2_into(key, secret, salt, iterations, found.gcrypt)
+        else:
+            PBKDF2HMAC(found.algorithm, len(key), salt, iterations).derive_into(secret.view, key.view)
 
     try:
         _run_interruptibly(work)

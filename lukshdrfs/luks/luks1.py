@@ -7,12 +7,13 @@ lib/luks1/keymanage.c (`_check_and_convert_hdr`, `LUKS_check_keyslots`, `LUKS_ch
 
 from __future__ import annotations
 
+import re
 import struct
 from dataclasses import dataclass
 from itertools import pairwise
 
-from lukshdrfs.errors import HeaderError, UnsupportedFeature
-from lukshdrfs.luks.hashes import find_hash
+from lukshdrfs.errors import HeaderError
+from lukshdrfs.luks.capabilities import missing_for_keyslot, missing_hash
 from lukshdrfs.luks.model import STRIPES, AfSplitter, Digest, Header, Kdf, Keyslot, KeyslotArea, Segment
 
 PHDR = struct.Struct(">6sH32s32s32sII20s32sI40s")
@@ -70,12 +71,9 @@ def _check_slots(slots: list[Slot], material_sectors: int, payload_sectors: int)
 
 
 def _check_hash(name: str) -> None:
-    try:
-        digest_size = find_hash(name).digest_size
-    except UnsupportedFeature as error:
-        raise HeaderError(f"LUKS1 header: {error}") from None
-    if digest_size < DIGEST_SIZE:
-        raise HeaderError(f"LUKS1 header: hash {name!r} is too short")
+    """Raise HeaderError for what can be no hash's name; one that is not known here is another matter."""
+    if not re.fullmatch("[!-~]+", name):
+        raise HeaderError(f"LUKS1 header: {name!r} is no name of a hash")
 
 
 def parse_luks1(data: bytes, size: int, *, salvage: bool = False) -> Header:
@@ -101,18 +99,7 @@ def parse_luks1(data: bytes, size: int, *, salvage: bool = False) -> Header:
     if max(_extent(used if salvage else slots, key_size), HEADER_SIZE) > size:
         raise HeaderError(f"the LUKS1 header is cut off: it needs {extent} bytes, there are {size}")
     encryption = f"{_text(cipher)}-{_text(mode)}"
-    keyslots = tuple(
-        Keyslot(
-            id=slot.number,
-            type="luks2",
-            key_size=key_size,
-            area=KeyslotArea(slot.offset_sectors * SECTOR, material_sectors * SECTOR, encryption, key_size),
-            kdf=Kdf("pbkdf2", slot.salt, slot.iterations, hash=hash_name),
-            af=AfSplitter(hash_name, STRIPES),
-            problem="" if slot.active == ENABLED else f"its state {slot.active:#x} is unknown",
-        )
-        for slot in used
-    )
+    keyslots = tuple(_keyslot(slot, hash_name, encryption, key_size) for slot in used)
     return Header(
         version=1,
         uuid=_text(uuid),
@@ -127,11 +114,28 @@ def parse_luks1(data: bytes, size: int, *, salvage: bool = False) -> Header:
                 iterations,
                 salt,
                 digest,
+                unsupported=missing_hash(hash_name),
             ),
         ),
         segments=(Segment(0, "crypt", payload_sectors * SECTOR, None, 0, encryption),),
         area=data[:extent],
         warnings=(f"unused keyslots are cut off: {size} of {extent} bytes are there",) if extent > size else (),
+    )
+
+
+def _keyslot(slot: Slot, hash_name: str, encryption: str, key_size: int) -> Keyslot:
+    size = -(-key_size * STRIPES // SECTOR) * SECTOR
+    area = KeyslotArea(slot.offset_sectors * SECTOR, size, encryption, key_size)
+    kdf, af = Kdf("pbkdf2", slot.salt, slot.iterations, hash=hash_name), AfSplitter(hash_name, STRIPES)
+    return Keyslot(
+        id=slot.number,
+        type="luks2",
+        key_size=key_size,
+        area=area,
+        kdf=kdf,
+        af=af,
+        problem="" if slot.active == ENABLED else f"its state {slot.active:#x} is unknown",
+        unsupported=missing_for_keyslot(kdf, af, area),
     )
 
 

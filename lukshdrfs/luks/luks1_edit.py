@@ -13,6 +13,7 @@ import struct
 
 from lukshdrfs.errors import NoUsableKeyslot, UnsupportedFeature, UsageError
 from lukshdrfs.luks.edit import HeaderEdit, NewKeyslot, Write, wiping
+from lukshdrfs.luks.hashes import is_same_hash
 from lukshdrfs.luks.key_material import seal
 from lukshdrfs.luks.luks1 import DISABLED, ENABLED, PHDR, SECTOR, SLOT, SLOTS, Slot, read_slots
 from lukshdrfs.luks.model import STRIPES, Header, Kdf
@@ -93,7 +94,7 @@ def _free_slot(header: Header, wanted: int | None) -> Slot:
 def _sealed(header: Header, volume_key: SecretBytes, passphrase: SecretBytes, slot: NewKeyslot) -> bytes:
     """Return the key material without what fills it up: areas of old headers are not aligned (cryptsetup 1.0)."""
     own = header.digests[0].hash
-    if slot.kdf.type != "pbkdf2" or slot.kdf.hash != own or slot.hash != own:
+    if slot.kdf.type != "pbkdf2" or not (is_same_hash(slot.kdf.hash, own) and is_same_hash(slot.hash, own)):
         raise UsageError(f"a LUKS1 header has no {slot.kdf.type} with {slot.kdf.hash or slot.hash}; take pbkdf2, {own}")
     if str(slot.encryption) != header.segments[0].encryption or slot.area_key_size != len(volume_key):
         raise UsageError("in a LUKS1 header, keyslots have the cipher of the data")

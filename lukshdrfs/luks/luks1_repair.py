@@ -70,6 +70,13 @@ def _repair_names(data: bytearray, found: list[str]) -> None:
         data[_HASH_OFFSET : _HASH_OFFSET + _HASH_SIZE] = name.lower()
 
 
+def unusual_names(data: bytes) -> tuple[str, ...]:
+    """Return those of the findings that are about spelling: the header opens as it is."""
+    found: list[str] = []
+    _repair_names(bytearray(data), found)
+    return tuple(found)
+
+
 def _repair_slot(repaired: bytearray, slot: Slot, key_size: int, data: bytes, found: list[str]) -> None:
     expected = (AREA_ALIGNMENT + slot.number * material_size(key_size)) // SECTOR
     problems = []

@@ -151,7 +151,10 @@ def _text(field: bytes) -> str:
 
 def _checksum(copy: bytearray, name: str) -> bytes:
     """Return the checksum of a copy, whose own field for it is all zeros."""
-    digest = Hash(find_hash(name).algorithm)
+    algorithm = find_hash(name).algorithm
+    if algorithm is None:
+        raise UnsupportedFeature(f"hash {name!r} is not supported for checksums")
+    digest = Hash(algorithm)
     digest.update(bytes(copy))
     return digest.finalize()
 
@@ -160,7 +163,7 @@ def _check_checksum(copy: bytearray, name: str, csum: bytes, which: str) -> None
     try:
         found = _checksum(copy, name)
     except UnsupportedFeature as error:
-        raise HeaderError(f"the {which} LUKS2 header's checksum: {error}") from None
+        raise UnsupportedFeature(f"the {which} LUKS2 header's checksum: {error}") from None
     if found != csum[: len(found)]:
         raise HeaderError(f"the {which} LUKS2 header's checksum is wrong")
 
@@ -202,6 +205,8 @@ class Copies:
     secondary: MetadataCopy | None
     problems: tuple[str, ...]
     """Of those that are not valid."""
+    unsupported: bool = False
+    """Whether the primary's is that something is not implemented here, and not that it is damaged."""
 
     @property
     def chosen(self) -> MetadataCopy | None:
@@ -219,7 +224,8 @@ def choose_copy(data: bytes) -> tuple[MetadataCopy, tuple[str, ...]]:
     copies = read_copies(data)
     chosen = copies.chosen
     if chosen is None:
-        raise HeaderError(f"no valid LUKS2 header: {copies.problems[0]}; {copies.problems[1]}")
+        kind = UnsupportedFeature if copies.unsupported else HeaderError
+        raise kind(f"no valid LUKS2 header: {copies.problems[0]}; {copies.problems[1]}")
     if copies.primary and copies.secondary and copies.primary.binary.seqid != copies.secondary.binary.seqid:
         older = "primary" if chosen.binary.secondary else "secondary"
         return chosen, (f"the {older} LUKS2 header is older than the other copy",)
@@ -240,6 +246,7 @@ def read_copies(data: bytes) -> Copies:
     primary: MetadataCopy | None = None
     secondary: MetadataCopy | None = None
     problems = []
+    unsupported = False
     offsets = METADATA_SIZES
     try:
         binary = parse_binary(data, 0, secondary=False)
@@ -247,11 +254,12 @@ def read_copies(data: bytes) -> Copies:
         primary = _parse_copy(binary)
     except HeaderError as error:
         problems.append(str(error))
+        unsupported = isinstance(error, UnsupportedFeature)
     try:
         secondary = _parse_copy(_find_secondary(data, offsets))
     except HeaderError as error:
         problems.append(str(error))
-    return Copies(primary, secondary, tuple(problems))
+    return Copies(primary, secondary, tuple(problems), unsupported)
 
 
 def _has_magic(data: bytes) -> bool:

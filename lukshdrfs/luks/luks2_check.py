@@ -1,6 +1,8 @@
 """
 Which LUKS2 metadata is valid: what cryptsetup accepts is accepted, what it rejects is rejected.
 
+Only what is of a type that it does not know, it calls damaged, and here it is kept: it may be newer than both programs.
+
 Source: cryptsetup 2.6.1, lib/luks2/luks2_json_metadata.c (`LUKS2_hdr_validate`) and luks2_keyslot.c
 (`LUKS2_keyslots_validate`). Validity is not yet usability: unknown ciphers, segment types, requirements and
 flags are valid, and refused when a volume is to be opened (see unlock.py and volume.py).
@@ -307,16 +309,15 @@ def _check_luks2_keyslot(keyslot: Json, where: str) -> None:
         for key in ("time", "memory", "cpus"):
             sj.get(kdf, key, int, f"{where} kdf")
         sj.get_text(kdf, "salt", f"{where} kdf")
+    # of other types, which cryptsetup takes for damage, nothing can be said; the keyslot is not opened
     af = sj.get(keyslot, "af", dict, where)
-    if sj.get_text(af, "type", f"{where} af") != "luks1":
-        raise HeaderError(f"LUKS2 {where} af: 'type' is {af['type']!r}, expected 'luks1'")
-    sj.get_text(af, "hash", f"{where} af")
-    sj.get(af, "stripes", int, f"{where} af")
+    if sj.get_text(af, "type", f"{where} af") == "luks1":
+        sj.get_text(af, "hash", f"{where} af")
+        sj.get(af, "stripes", int, f"{where} af")
     area = sj.get(keyslot, "area", dict, where)
-    if sj.get_text(area, "type", f"{where} area") != "raw":
-        raise HeaderError(f"LUKS2 {where} area: 'type' is {area['type']!r}, expected 'raw'")
-    sj.get_text(area, "encryption", f"{where} area")
-    sj.get(area, "key_size", int, f"{where} area")
+    if sj.get_text(area, "type", f"{where} area") == "raw":
+        sj.get_text(area, "encryption", f"{where} area")
+        sj.get(area, "key_size", int, f"{where} area")
 
 
 def _check_reencrypt_keyslot(keyslot: Json, where: str) -> None:

@@ -6,8 +6,9 @@ import base64
 import binascii
 from typing import Any
 
-from lukshdrfs.errors import HeaderError
+from lukshdrfs.errors import HeaderError, UnsupportedFeature
 from lukshdrfs.luks import strict_json as sj
+from lukshdrfs.luks.capabilities import missing_for_keyslot, missing_hash
 from lukshdrfs.luks.luks2_check import is_backup, segment_size
 from lukshdrfs.luks.model import STRIPES, AfSplitter, Digest, Kdf, Keyslot, KeyslotArea, Segment, Token
 from lukshdrfs.luks.strict_json import Json
@@ -16,6 +17,7 @@ SALT_SIZE = 32
 """Bytes of a keyslot's or digest's salt (cryptsetup, `LUKS_SALTSIZE`)."""
 
 
+_KDFS = ("pbkdf2", "argon2i", "argon2id")
 _MIN_DIGEST_SIZE = 20
 _MAX_DIGEST_SIZE = 64
 
@@ -33,17 +35,22 @@ def _parse_keyslot(number: int, slot: Json) -> Keyslot:
         offset=sj.get_uint64(area, "offset", where),
         size=sj.get_uint64(area, "size", where),
         encryption=str(area.get("encryption", "")),
-        key_size=area.get("key_size", 0) if slot["type"] == "luks2" else 0,
+        key_size=area["key_size"] if slot["type"] == "luks2" and area["type"] == "raw" else 0,
     )
     priority = slot.get("priority", 1)
     kdf: Kdf | None = None
     af: AfSplitter | None = None
-    problem = "" if slot["type"] == "luks2" else f"its type {slot['type']!r} holds no volume key"
-    if not problem:
+    problem = ""
+    unsupported = "" if slot["type"] == "luks2" else f"its type {slot['type']!r} holds no volume key"
+    if not unsupported:
         try:
             kdf = _parse_kdf(slot["kdf"], where)
             af = _parse_af(slot["af"], where)
+            _check_area_type(area)
             _check_area_holds_key(keyslot_area, slot["key_size"], where)
+            unsupported = missing_for_keyslot(kdf, af, keyslot_area)
+        except UnsupportedFeature as error:
+            unsupported = str(error)
         except HeaderError as error:
             problem = str(error)
     return Keyslot(
@@ -55,30 +62,38 @@ def _parse_keyslot(number: int, slot: Json) -> Keyslot:
         kdf=kdf,
         af=af,
         problem=problem,
+        unsupported=unsupported,
     )
 
 
 def _parse_kdf(kdf: Json, where: str) -> Kdf:
+    if kdf["type"] not in _KDFS:
+        raise UnsupportedFeature(f"its KDF {kdf['type']!r} is not supported (known: {', '.join(_KDFS)})")
     salt = _base64(kdf, "salt", where)
     if len(salt) != SALT_SIZE:
         raise HeaderError(f"LUKS2 {where} kdf: 'salt' has {len(salt)} bytes, expected {SALT_SIZE}")
     if kdf["type"] == "pbkdf2":
         return Kdf("pbkdf2", salt, sj.get_uint32(kdf, "iterations", where), hash=kdf["hash"])
-    if kdf["type"] in ("argon2i", "argon2id"):
-        return Kdf(
-            kdf["type"],
-            salt,
-            sj.get_uint32(kdf, "time", where),
-            memory_kib=sj.get_uint32(kdf, "memory", where),
-            lanes=sj.get_uint32(kdf, "cpus", where),
-        )
-    raise HeaderError(f"LUKS2 {where} kdf: unknown 'type' {kdf['type']!r}")
+    return Kdf(
+        kdf["type"],
+        salt,
+        sj.get_uint32(kdf, "time", where),
+        memory_kib=sj.get_uint32(kdf, "memory", where),
+        lanes=sj.get_uint32(kdf, "cpus", where),
+    )
 
 
 def _parse_af(af: Json, where: str) -> AfSplitter:
+    if af["type"] != "luks1":
+        raise UnsupportedFeature(f"its AF splitter {af['type']!r} is not supported (known: luks1)")
     if af["stripes"] != STRIPES:
         raise HeaderError(f"LUKS2 {where} af: 'stripes' is {af['stripes']}, expected {STRIPES}")
     return AfSplitter(af["hash"], STRIPES)
+
+
+def _check_area_type(area: Json) -> None:
+    if area["type"] != "raw":
+        raise UnsupportedFeature(f"its area's type {area['type']!r} is not supported (known: raw)")
 
 
 def _check_area_holds_key(area: KeyslotArea, key_size: int, where: str) -> None:
@@ -107,9 +122,12 @@ def parse_digests(metadata: Json) -> tuple[Digest, ...]:
 def _parse_digest(number: int, value: Json) -> Digest:
     where = f"digest {number}"
     details: dict[str, Any] = {}
-    problem = ""
+    problem = unsupported = ""
     try:
         details = _digest_details(value, where)
+        unsupported = missing_hash(details["hash"])
+    except UnsupportedFeature as error:
+        unsupported = str(error)
     except HeaderError as error:
         problem = str(error)
     return Digest(
@@ -118,13 +136,14 @@ def _parse_digest(number: int, value: Json) -> Digest:
         keyslots=frozenset(_references(value["keyslots"])),
         segments=frozenset(_references(value["segments"])),
         problem=problem,
+        unsupported=unsupported,
         **details,
     )
 
 
 def _digest_details(value: Json, where: str) -> dict[str, Any]:
     if value["type"] != "pbkdf2":
-        raise HeaderError(f"LUKS2 {where}: unknown 'type' {value['type']!r}")
+        raise UnsupportedFeature(f"its type {value['type']!r} is not supported (known: pbkdf2)")
     salt, digest = _base64(value, "salt", where), _base64(value, "digest", where)
     if len(salt) != SALT_SIZE:
         raise HeaderError(f"LUKS2 {where}: 'salt' has {len(salt)} bytes, expected {SALT_SIZE}")

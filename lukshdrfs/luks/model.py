@@ -79,6 +79,8 @@ class Keyslot:
     af: AfSplitter | None = None
     problem: str = ""
     """What is wrong with this keyslot alone, so that it cannot be opened; empty if nothing is."""
+    unsupported: str = ""
+    """What it asks for that is not implemented, so that it cannot be opened here; empty if nothing."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,7 +96,9 @@ class Digest:
     salt: bytes = b""
     digest: bytes = b""
     problem: str = ""
-    """Why it cannot be verified; empty if it can."""
+    """What is wrong with it, so that no key can be verified; empty if nothing is."""
+    unsupported: str = ""
+    """What it asks for that is not implemented; empty if nothing."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -13,7 +13,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from lukshdrfs.cipher import CipherSpec, SectorCipher, af_merge
-from lukshdrfs.errors import KeyslotError, LukshdrfsError, NoUsableKeyslot, OutOfMemory, WrongKey
+from lukshdrfs.errors import KeyslotError, LukshdrfsError, NoUsableKeyslot, OutOfMemory, UnsupportedFeature, WrongKey
 from lukshdrfs.luks.hashes import find_hash
 from lukshdrfs.luks.kdf import KdfLimits, derive, pbkdf2_into
 from lukshdrfs.luks.model import Digest, Header, Keyslot, Priority
@@ -45,6 +45,8 @@ def verify_digest(digest: Digest, volume_key: SecretBytes, limits: KdfLimits) ->
     """
     if digest.problem:
         raise KeyslotError(digest.problem)
+    if digest.unsupported:
+        raise UnsupportedFeature(f"digest {digest.id}: {digest.unsupported}")
     if not 0 < digest.iterations <= limits.iterations:
         raise KeyslotError(f"digest {digest.id}: {digest.iterations} iterations are refused")
     with SecretBytes(len(digest.digest)) as found:
@@ -60,6 +62,8 @@ def open_keyslot(header: Header, slot: Keyslot, passphrase: SecretBytes, limits:
     Raises WrongKey if the passphrase is not this slot's, KeyslotError and UnsupportedFeature if the slot cannot
     be opened by any.
     """
+    if slot.unsupported:
+        raise UnsupportedFeature(slot.unsupported)
     if slot.problem or slot.kdf is None or slot.af is None:
         raise KeyslotError(slot.problem or "it holds no key")
     limits.check(slot.kdf)

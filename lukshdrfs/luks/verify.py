@@ -11,7 +11,8 @@ from dataclasses import dataclass
 from typing import Literal
 
 from lukshdrfs.errors import HeaderError
-from lukshdrfs.luks.luks1_repair import repair_luks1
+from lukshdrfs.luks.capabilities import missing_for_segments
+from lukshdrfs.luks.luks1_repair import repair_luks1, unusual_names
 from lukshdrfs.luks.luks2_binary import read_copies
 from lukshdrfs.luks.model import STRIPES, Header, Keyslot
 
@@ -41,6 +42,13 @@ def verify(header: Header, size: int) -> tuple[Finding, ...]:
     for digest in header.digests:
         if digest.problem:
             found.append(Finding("error", f"digest {digest.id}", digest.problem))
+        if digest.unsupported:
+            found.append(Finding("warning", f"digest {digest.id}", digest.unsupported))
+    for number, text in missing_for_segments(header):
+        found.append(Finding("warning", f"segment {number}", text))
+    for token in header.tokens:
+        if not token.keyslots:
+            found.append(Finding("warning", f"token {token.id}", f"it ({token.type}) is bound to no keyslot"))
     if not header.keyslots:
         found.append(Finding("warning", "keyslots", "there is none: only the volume key itself opens the volume"))
     if header.requirements:
@@ -54,7 +62,8 @@ def _verify_luks1(header: Header, size: int) -> list[Finding]:
         damages, _ = repair_luks1(header.area, size)
     except HeaderError as error:
         return [*found, Finding("warning", "header", str(error))]
-    return found + [Finding("error", "header", damage) for damage in damages]
+    spelling = unusual_names(header.area)
+    return found + [Finding("warning" if text in spelling else "error", "header", text) for text in damages]
 
 
 def _verify_luks2(header: Header) -> list[Finding]:
@@ -79,8 +88,15 @@ def _names(binary: object) -> tuple[str, ...]:
 def _verify_keyslot(header: Header, slot: Keyslot) -> list[Finding]:
     subject = f"keyslot {slot.id}"
     if slot.problem:
-        severity: Severity = "error" if slot.type == "luks2" else "warning"
-        return [Finding(severity, subject, slot.problem)]
+        return [Finding("error", subject, slot.problem)]
+    if slot.unsupported:
+        unsupported = [Finding("warning", subject, slot.unsupported)]
+        return unsupported if slot.af is None else unsupported + _verify_area(header, slot)
+    return _verify_area(header, slot)
+
+
+def _verify_area(header: Header, slot: Keyslot) -> list[Finding]:
+    subject = f"keyslot {slot.id}"
     start = slot.area.offset
     material = header.area[start : start + slot.key_size * STRIPES]
     if len(material) < slot.key_size * STRIPES:

@@ -95,7 +95,6 @@ LUKS1_REFUSED: dict[str, Damage] = {
     "used-stripes": stripes(1, 3999),
     "used-offset-in-header": place(0, 1),
     "used-overlap": place(1, 9),
-    "hash-unknown": put(72, b"sha257"),
     "magic": put(0, b"LUKX"),
     "version": put(6, b"\0\3"),
     "key-size-and-stripes": both(put(108, struct.pack(">I", 48)), stripes(3, 0)),
@@ -148,6 +147,20 @@ def test_luks1_that_needs_nothing(damage: Damage, luks1: bytes, tmp_path: Path) 
     """A header that is sound, or odd where it does not matter, is left as it is."""
     damaged, ours, theirs = repaired(tmp_path, luks1, damage)
     assert ours == theirs == damaged
+
+
+def test_a_luks1_hash_that_is_not_known_is_left(luks1: bytes, tmp_path: Path) -> None:
+    """Nothing is mended where a hash is not known; with a sound copy it is seen to be damage, and mended."""
+    (tmp_path / "sound.img").write_bytes(luks1)
+    damaged, ours, theirs = repaired(tmp_path, luks1, put(72, b"sha257"))
+    assert ours == damaged
+    assert theirs is None
+    header = tmp_path / "damaged.img"
+    header.write_bytes(damaged)
+    done = lukshdrfs("header", "repair", "--header", header, "--from", tmp_path / "sound.img")
+    assert done.returncode == 0
+    assert "sha257" in done.stdout
+    assert header.read_bytes()[:592] == luks1[:592]
 
 
 @pytest.mark.parametrize("damage", LUKS1_REFUSED.values(), ids=LUKS1_REFUSED.keys())

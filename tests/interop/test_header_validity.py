@@ -1,6 +1,8 @@
 """
 What cryptsetup accepts is accepted, what it rejects is rejected: the same altered headers shown to both.
 
+Only what is of a type or hash that neither knows, cryptsetup rejects as a whole, and we show it.
+
 The checksums of the altered headers are right, so that it is the checks of the metadata that decide.
 """
 
@@ -116,6 +118,20 @@ def we_accept(header: bytes) -> tuple[bool, str]:
     return True, ""
 
 
+def names_something_new(header: bytes) -> bool:
+    """Whether a keyslot of the header has a type of AF splitter or area that cryptsetup does not know."""
+    slots = metadata(header).get("keyslots")
+    parts = [
+        (slot.get(part), known)
+        for slot in (slots.values() if isinstance(slots, dict) else ())
+        if isinstance(slot, dict) and slot.get("type") == "luks2"
+        for part, known in (("af", "luks1"), ("area", "raw"))
+    ]
+    return any(
+        isinstance(part, dict) and isinstance(part.get("type"), str) and part["type"] != known for part, known in parts
+    )
+
+
 @settings(
     max_examples=250, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow]
 )
@@ -123,7 +139,7 @@ def we_accept(header: bytes) -> tuple[bool, str]:
 def test_altered_metadata_are_judged_as_cryptsetup_judges_them(header: bytes, tmp_path: Path) -> None:
     """Any combination of missing, wrong and superfluous members is accepted by both programs or by neither."""
     ours, reason = we_accept(header)
-    assert ours == cryptsetup_accepts(header, tmp_path), reason
+    assert ours == cryptsetup_accepts(header, tmp_path) or names_something_new(header), reason
 
 
 TEXTS: dict[str, Callable[[bytes], bytes]] = {
@@ -214,4 +230,6 @@ def test_altered_luks1_headers_are_judged_as_cryptsetup_judges_them(data: st.Dat
         at, form, values = LUKS1_FIELDS[name]
         struct.pack_into(form, header, at, data.draw(values, label=name))
     ours, reason = we_accept(bytes(header))
+    if ours and parse_header(bytes(header)).digests[0].unsupported:
+        return
     assert ours == cryptsetup_accepts(bytes(header), tmp_path), reason

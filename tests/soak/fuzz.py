@@ -21,7 +21,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import atheris
-from cryptography.hazmat.primitives.hashes import Hash
+from cryptography.hazmat.primitives.hashes import SHA256, Hash
 
 with atheris.instrument_imports(include=["lukshdrfs.luks", "lukshdrfs.cli.mount_options"]):
     from lukshdrfs.cli.mount_options import apply_options, split_options
@@ -82,7 +82,8 @@ def _seal(header: bytearray, offset: int) -> None:
     """Put the checksum of a copy right, whatever else its binary header says, as far as it has one."""
     fields = BINARY.unpack_from(header, offset)
     with contextlib.suppress(LukshdrfsError):
-        digest = Hash(find_hash(fields[5].partition(b"\0")[0].decode("utf-8", "surrogateescape")).algorithm)
+        algorithm = find_hash(fields[5].partition(b"\0")[0].decode("utf-8", "surrogateescape")).algorithm
+        digest = Hash(algorithm or SHA256())
         at = offset + CHECKSUM_OFFSET
         header[at : at + 64] = bytes(64)
         digest.update(bytes(header[offset : offset + min(fields[2], len(header))]))

@@ -95,12 +95,52 @@ def test_an_empty_passphrase_is_one(kdf: Kdf) -> None:
 def test_hashes_are_named_without_regard_to_case(name: str) -> None:
     """A hash is known under its name in any case, and its digest has the size that is claimed."""
     assert find_hash(name.upper()) is find_hash(name)
+    assert find_hash(name.replace("-", "_")) is find_hash(name)
     if name in HASHLIB:
         assert find_hash(name).digest_size == hashlib.new(HASHLIB[name]).digest_size
     assert len(derived(dataclasses.replace(PBKDF2, iterations=1, hash=name.upper()), b"x", 100)) == 100
 
 
-@pytest.mark.parametrize("name", ["", "sha", "md5", "crc32", "sha256 ", "sha256\0", "tiger", "SHA-256"])
+NAMES_ELSEWHERE = {
+    "sha1": ["SHA-1", "ssl3-sha1", "1.3.14.3.2.26"],
+    "sha256": ["sha-256", "SHA2-256", "2.16.840.1.101.3.4.2.1", "oid.2.16.840.1.101.3.4.2.1"],
+    "sha384": ["sha-384", "sha2-384"],
+    "sha512": ["SHA-512", "sha2_512"],
+    "sha3-256": ["sha3_256", "SHA3-256"],
+    "blake2b-512": ["BLAKE2b512", "BLAKE2B_512", "blake2b_512"],
+    "blake2s-256": ["blake2s256", "BLAKE2S_256"],
+    "ripemd160": ["rmd160", "RMD160", "RIPEMD-160", "ripemd", "1.3.36.3.2.1"],
+    "sm3": ["SM3", "1.2.156.10197.1.401"],
+}
+"""OpenSSL's names (its `PROV_NAMES_*`), libgcrypt's, and those of the kernel's and cryptsetup's own tables."""
+
+
+@pytest.mark.parametrize(("name", "other"), [(name, other) for name, more in NAMES_ELSEWHERE.items() for other in more])
+def test_a_hash_has_the_names_of_all_libraries(name: str, other: str) -> None:
+    """Whatever library made the header: the same key comes out under each of the names."""
+    assert find_hash(other).name == name
+    expected = hashlib.pbkdf2_hmac(HASHLIB[name], b"a passphrase", SALT, 3, 32)
+    assert derived(Kdf("pbkdf2", SALT, 3, hash=other), b"a passphrase", 32) == expected
+
+
+@pytest.mark.parametrize(
+    ("names", "key"),
+    [
+        # RFC 7836, appendix B: HMAC is a part of it; R 50.1.111-2016, annex A: PBKDF2 of "password" and "salt"
+        (
+            ("stribog512", "streebog512", "STRIBOG512", "md_gost12_512"),
+            "64770af7f748c3b1c9ac831dbcfd85c26111b30a8a657ddc",
+        ),
+    ],
+)
+def test_hashes_that_only_libgcrypt_has(names: tuple[str, ...], key: str) -> None:
+    """PBKDF2 with the Russian hash has the published value, under the names of libgcrypt, OpenSSL and the kernel."""
+    for name in names:
+        assert derived(Kdf("pbkdf2", b"salt", 1, hash=name), b"password", 24).hex() == key
+    assert find_hash("TIGER").digest_size == 24
+
+
+@pytest.mark.parametrize("name", ["", "sha", "md5", "crc32", "sha256 ", "sha256\0", "blake2s-128", "oid.", "ä"])
 def test_unknown_hashes_are_refused_by_name(name: str) -> None:
     """A hash that is not implemented is UnsupportedFeature, and the message names it and those that are."""
     with pytest.raises(UnsupportedFeature) as caught:

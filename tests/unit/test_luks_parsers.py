@@ -15,9 +15,10 @@ from hypothesis import strategies as st
 from support.golden import golden_volumes, unpacked
 from support.luks2_edit import metadata, with_json_area, with_metadata
 
-from lukshdrfs.errors import HeaderError
+from lukshdrfs.errors import HeaderError, UnsupportedFeature
 from lukshdrfs.luks import MAX_EXTENT, Header, header_extent, parse_header
 from lukshdrfs.luks.model import Priority
+from lukshdrfs.luks.verify import verify
 
 KIB = 1024
 MIB = KIB * KIB
@@ -266,7 +267,7 @@ def test_a_checksum_that_is_unknown_is_refused_by_name(algorithm: bytes) -> None
     text = json.dumps(small_document(16 * KIB)).encode()
     copy = bytearray(binary_copy(text, 16 * KIB, secondary=False))
     copy[72:104] = algorithm.ljust(32, b"\0")
-    with pytest.raises(HeaderError, match="checksum"):
+    with pytest.raises(UnsupportedFeature, match="checksum"):
         parse_header(bytes(copy) + bytes(16 * KIB))
 
 
@@ -284,7 +285,7 @@ def test_every_bit_counts_in_the_checksum() -> None:
 @pytest.mark.parametrize("version", [3, 4, 255, 256, 0xFFFF])
 def test_later_versions_are_refused_by_number(version: int) -> None:
     """A version that is not known is told, and not tried as one that is."""
-    with pytest.raises(HeaderError, match=str(version)):
+    with pytest.raises(UnsupportedFeature, match=str(version)):
         parse_header(b"LUKS\xba\xbe" + version.to_bytes(2, "big") + LUKS2[8:])
 
 
@@ -404,7 +405,6 @@ def test_keyslots_are_ordered_by_number() -> None:
 @pytest.mark.parametrize(
     ("where", "value", "named"),
     [
-        (("kdf", "type"), "scrypt", "scrypt"),
         (("kdf", "salt"), "AAAA", "salt"),
         (("kdf", "salt"), "?", "base64"),
         (("kdf", "iterations"), 1 << 32, "iterations"),
@@ -424,6 +424,63 @@ def test_damage_in_one_keyslot_is_that_keyslots_problem(where: tuple[str, ...], 
     parent[where[-1]] = value
 
     assert named in parse_header(with_metadata(LUKS2, document)).keyslots[0].problem
+
+
+def problems(header: Header) -> list[str]:
+    """Return what is wrong with keyslots and digests, empty texts included."""
+    return [slot.problem for slot in header.keyslots] + [digest.problem for digest in header.digests]
+
+
+@pytest.mark.parametrize(
+    ("where", "value"),
+    [
+        (("keyslots", "0", "type"), "something-new"),
+        (("keyslots", "0", "kdf", "type"), "scrypt"),
+        (("keyslots", "0", "kdf", "hash"), "keccak-384"),
+        (("keyslots", "0", "af", "type"), "luks3"),
+        (("keyslots", "0", "af", "hash"), "md5-sha1"),
+        (("keyslots", "0", "area", "type"), "cooked"),
+        (("keyslots", "0", "area", "encryption"), "xchacha20,aes-adiantum-plain64"),
+        (("keyslots", "0", "area", "key_size"), 17),
+        (("digests", "0", "type"), "argon2id"),
+        (("digests", "0", "hash"), "blake3"),
+        (("segments", "0", "type"), "hw-opal"),
+        (("segments", "0", "encryption"), "rot13-xts-plain64"),
+    ],
+)
+def test_what_is_not_known_here_is_no_damage(where: tuple[str, ...], value: object) -> None:
+    """A header that asks for something new is whole: it has no problem, is verified, and says what it asks for."""
+    document = metadata(LUKS2)
+    parent: Any = document
+    for key in where[:-1]:
+        parent = parent[key]
+    parent[where[-1]] = value
+    header = parse_header(with_metadata(LUKS2, document))
+
+    assert not any(problems(header))
+    findings = verify(header, len(header.area))
+    assert not [finding for finding in findings if finding.severity == "error"]
+    told = [finding.text for finding in findings if finding.severity == "warning"]
+    assert any(str(value if value != 17 else 17 * 8) in text for text in told)
+
+
+@pytest.mark.parametrize("name", [b"md5", b"sha257", b"KECCAK-256"])
+def test_a_luks1_hash_that_is_not_known_is_no_damage(name: bytes) -> None:
+    """A LUKS1 header with a hash that is not implemented is read; its keyslots and its digest say which it is."""
+    header = parse_header(LUKS1[:72] + name.ljust(32, b"\0") + LUKS1[104:])
+
+    assert not any(problems(header))
+    assert all(name.decode() in slot.unsupported for slot in header.keyslots)
+    assert name.decode() in header.digests[0].unsupported
+    assert not [finding for finding in verify(header, len(LUKS1)) if finding.severity == "error"]
+
+
+@pytest.mark.parametrize("name", [b"", b"\xff\xfe", b"sha 256", b"sha\x01256"])
+def test_what_can_be_no_name_of_a_hash_is_damage(name: bytes) -> None:
+    """A LUKS1 header that has something in the hash's place that no program calls a hash is not valid."""
+    with pytest.raises(HeaderError) as caught:
+        parse_header(LUKS1[:72] + name.ljust(32, b"\0") + LUKS1[104:])
+    assert not isinstance(caught.value, UnsupportedFeature)
 
 
 @pytest.mark.parametrize("where", ["before", "at the end", "over both", "wrapping"])

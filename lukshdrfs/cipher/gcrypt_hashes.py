@@ -1,0 +1,28 @@
+"""Libgcrypt's hashes by its own names: which there are, and PBKDF2 with those that OpenSSL does not have."""
+
+from __future__ import annotations
+
+from lukshdrfs.cipher._sector_cipher import ffi, lib
+from lukshdrfs.errors import UnsupportedFeature
+from lukshdrfs.secret import SecretBytes
+
+
+def gcrypt_hash_size(name: str) -> int:
+    """Return the bytes of a hash's digest; 0 if libgcrypt has no such hash, or its digests have any size."""
+    return int(lib.hash_size(name.encode()))
+
+
+def gcrypt_pbkdf2_into(key: SecretBytes, secret: SecretBytes, salt: bytes, iterations: int, hash_name: str) -> None:
+    """Fill `key` from a secret by PBKDF2 with HMAC. Raises UnsupportedFeature if libgcrypt refuses."""
+    status = lib.pbkdf2(
+        hash_name.encode(),
+        ffi.from_buffer("uint8_t[]", secret.view),
+        len(secret),
+        salt,
+        len(salt),
+        iterations,
+        ffi.from_buffer("uint8_t[]", key.view),
+        len(key),
+    )
+    if status != lib.CIPHER_OK:
+        raise UnsupportedFeature(f"pbkdf2 with {hash_name} is not supported by the installed libgcrypt")
