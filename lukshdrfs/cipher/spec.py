@@ -57,7 +57,7 @@ class CipherSpec:
     iv: str
     """One of `IVS`; empty for `ecb`."""
     iv_hash: str = ""
-    """The hash of `essiv`."""
+    """The hash of `essiv`; empty for all others."""
 
     @classmethod
     def parse(cls, text: str) -> CipherSpec:
@@ -65,7 +65,8 @@ class CipherSpec:
         Parse dm-crypt's `cipher-mode-iv[:options]`.
 
         Old short forms mean what they mean to dm-crypt (Linux, dm-crypt.c, `crypt_ctr_cipher_old`):
-        `aes` and `aes-plain` are `aes-cbc-plain`.
+        `aes` and `aes-plain` are `aes-cbc-plain`. Options of an IV other than `essiv` mean nothing to it, nor to QEMU
+        (crypto/block-luks.c): `xts-plain64:sha256` is `xts-plain64`.
 
         Raises UnsupportedFeature if the specification names anything that is not implemented.
         """
@@ -80,8 +81,8 @@ class CipherSpec:
         if rest in ("", "plain"):
             rest = "cbc-plain"
         mode, _, iv_text = rest.partition("-")
-        iv, _, iv_hash = iv_text.partition(":")
-        spec = cls(cipher, mode, iv, iv_hash)
+        iv, _, options = iv_text.partition(":")
+        spec = cls(cipher, mode, iv, options if iv == "essiv" else "")
         problem = spec._problem(algorithm)
         if problem:
             raise UnsupportedFeature(f"cipher {text!r} is not supported ({problem})")
@@ -91,14 +92,14 @@ class CipherSpec:
         if self.mode not in ("xts", "cbc", "ecb"):
             return f"unknown mode {self.mode!r}"
         if self.mode == "ecb":
-            return "ecb takes no IV" if self.iv or self.iv_hash else None
+            return "ecb takes no IV" if self.iv else None
         if self.mode == "xts" and algorithm.block_size != 16:
             return "xts needs a cipher with blocks of 16 bytes"
         if self.iv not in IVS:
             return f"unknown IV {self.iv!r}"
         if self.iv == "essiv":
             return None if self.iv_hash in ESSIV_HASHES else f"unknown hash {self.iv_hash!r} of essiv"
-        return f"IV {self.iv!r} takes no option" if self.iv_hash else None
+        return None
 
     def __str__(self) -> str:
         parts = (self.cipher, self.mode, self.iv)

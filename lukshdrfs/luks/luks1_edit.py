@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import struct
 
+from lukshdrfs.cipher import CipherSpec
 from lukshdrfs.errors import NoUsableKeyslot, UnsupportedFeature, UsageError
 from lukshdrfs.luks.edit import HeaderEdit, NewKeyslot, Write, wiping
 from lukshdrfs.luks.hashes import is_same_hash
@@ -96,7 +97,7 @@ def _sealed(header: Header, volume_key: SecretBytes, passphrase: SecretBytes, sl
     own = header.digests[0].hash
     if slot.kdf.type != "pbkdf2" or not (is_same_hash(slot.kdf.hash, own) and is_same_hash(slot.hash, own)):
         raise UsageError(f"a LUKS1 header has no {slot.kdf.type} with {slot.kdf.hash or slot.hash}; take pbkdf2, {own}")
-    if str(slot.encryption) != header.segments[0].encryption or slot.area_key_size != len(volume_key):
+    if slot.encryption != CipherSpec.parse(header.segments[0].encryption) or slot.area_key_size != len(volume_key):
         raise UsageError("in a LUKS1 header, keyslots have the cipher of the data")
     if slot.priority is not None:
         raise UnsupportedFeature("keyslots of a LUKS1 header have no priority")

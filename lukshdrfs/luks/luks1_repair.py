@@ -39,7 +39,9 @@ def repair_luks1(data: bytes, size: int) -> tuple[tuple[str, ...], HeaderEdit]:
         return (), HeaderEdit(())
     found: list[str] = []
     repaired = bytearray(data)
-    _repair_names(repaired, found)
+    _repair_mode(repaired, found)
+    found += misspelt_hash(data)
+    repaired[_HASH_OFFSET : _HASH_OFFSET + _HASH_SIZE] = repaired[_HASH_OFFSET : _HASH_OFFSET + _HASH_SIZE].lower()
     for slot in slots:
         if slot.active != ENABLED:
             _repair_slot(repaired, slot, key_size, data, found)
@@ -59,22 +61,17 @@ def _unusual(key_size: int, slots: list[Slot]) -> str:
     return ""
 
 
-def _repair_names(data: bytearray, found: list[str]) -> None:
+def _repair_mode(data: bytearray, found: list[str]) -> None:
     mode = bytes(data[_MODE_OFFSET : _MODE_OFFSET + _MODE_SIZE])
     if mode.startswith(b"ecb-"):
         found.append(f"cipher mode {mode.partition(bytes(1))[0].decode('ascii', 'replace')!r}: ecb takes no IV")
         data[_MODE_OFFSET : _MODE_OFFSET + _MODE_SIZE] = b"ecb".ljust(_MODE_SIZE, b"\0")
-    name = bytes(data[_HASH_OFFSET : _HASH_OFFSET + _HASH_SIZE])
-    if name != name.lower():
-        found.append(f"hash {name.partition(bytes(1))[0].decode('ascii', 'replace')!r} is not in small letters")
-        data[_HASH_OFFSET : _HASH_OFFSET + _HASH_SIZE] = name.lower()
 
 
-def unusual_names(data: bytes) -> tuple[str, ...]:
-    """Return those of the findings that are about spelling: the header opens as it is."""
-    found: list[str] = []
-    _repair_names(bytearray(data), found)
-    return tuple(found)
+def misspelt_hash(data: bytes) -> tuple[str, ...]:
+    """Return that a header's hash has capital letters, if it has; it opens all the same."""
+    name = data[_HASH_OFFSET : _HASH_OFFSET + _HASH_SIZE].partition(b"\0")[0]
+    return () if name == name.lower() else (f"hash {name.decode('ascii', 'replace')!r} is not in small letters",)
 
 
 def _repair_slot(repaired: bytearray, slot: Slot, key_size: int, data: bytes, found: list[str]) -> None:

@@ -12,7 +12,7 @@ from typing import Literal
 
 from lukshdrfs.errors import HeaderError
 from lukshdrfs.luks.capabilities import missing_for_segments
-from lukshdrfs.luks.luks1_repair import repair_luks1, unusual_names
+from lukshdrfs.luks.luks1_repair import misspelt_hash, repair_luks1
 from lukshdrfs.luks.luks2_binary import read_copies
 from lukshdrfs.luks.model import STRIPES, Header, Keyslot
 
@@ -62,7 +62,7 @@ def _verify_luks1(header: Header, size: int) -> list[Finding]:
         damages, _ = repair_luks1(header.area, size)
     except HeaderError as error:
         return [*found, Finding("warning", "header", str(error))]
-    spelling = unusual_names(header.area)
+    spelling = misspelt_hash(header.area)
     return found + [Finding("warning" if text in spelling else "error", "header", text) for text in damages]
 
 

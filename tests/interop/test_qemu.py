@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import os
 import random
@@ -92,6 +93,27 @@ def test_reads_and_writes_attached_image(files: LuksFiles) -> None:
         apply(writes, model, lambda offset, data: volume.pwrite(data, offset=offset))
         volume.flush()
     assert qemu_plaintext(files, qemu.attached(files.payload)) == bytes(model)
+
+
+def test_options_that_the_iv_ignores(files: LuksFiles, tmp_path: Path) -> None:
+    """A hash behind an IV that needs none is ignored by QEMU, and by us; a keyslot that we add opens in QEMU."""
+    with files.payload.open("r+b") as stream:
+        stream.seek(40)
+        mode = stream.read(32).rstrip(b"\0")
+        stream.seek(40)
+        stream.write(mode if b"essiv" in mode else mode + b":sha256")
+    model = (files.payload.parent / "plain.img").read_bytes()
+    assert qemu_plaintext(files, qemu.attached(files.payload)) == model
+    with package.open_volume(files.payload, passphrase=files.secret) as volume:
+        assert bytes(volume.pread(SIZE, offset=0)) == model
+    second = tmp_path / "second"
+    second.write_bytes(b"another one")
+    added = lukshdrfs(
+        "key", "add", "--pbkdf-force-iterations", "1000", "--key-file", files.key_file, "--new-key-file", second,
+        files.payload,
+    )  # fmt: skip
+    assert added.returncode == 0, added.stderr
+    assert qemu_plaintext(dataclasses.replace(files, key_file=second), qemu.attached(files.payload)) == model
 
 
 @pytest.mark.needs("fuse")
