@@ -17,7 +17,7 @@ from lukshdrfs.cli.progress import Progress
 from lukshdrfs.cli.quantities import size
 from lukshdrfs.cli.which_mount import mount_at
 from lukshdrfs.errors import DeviceError, InUse, LukshdrfsError, OutOfMemory, UsageError
-from lukshdrfs.fuse import RESIZE_REQUEST, Apart, Wish
+from lukshdrfs.fuse import RESIZE_REQUEST, Apart, Wish, owner_to_ask
 
 PATIENCE_S = 60.0
 """How long the daemon may take for one step of the filling, or to answer at all."""
@@ -58,7 +58,9 @@ def add_parser(subparsers: Subparsers) -> None:
 def run(arguments: argparse.Namespace) -> int:
     """Carry the command out."""
     mount = mount_at(arguments.mountpoint)
-    owner = (os.geteuid(), os.getegid())
+    owner = owner_to_ask(mount)
+    if owner is None:
+        raise DeviceError(f"{arguments.mountpoint} is another user's mount; its owner can resize it")
     wish = Wish(arguments.size, fill=not arguments.no_fill, shrink=arguments.shrink)
     conversation = Apart(lambda: _converse(mount.mountpoint, wish), owner)
     try:
@@ -84,7 +86,7 @@ def _follow(conversation: Apart, name: str, patience_s: float = PATIENCE_S) -> N
             if not select.select([conversation], [], [], max(0.0, deadline - time.monotonic()))[0]:
                 raise InUse(f"{name}: its daemon does not answer")
             conversation.receive()
-            state: dict[str, Any] = conversation.answers[-1] if conversation.answers else {}
+            state = _last_state(conversation, name)
             done = state.get("done", 0)
             if done != seen or conversation.ended:
                 seen, deadline = done, time.monotonic() + patience_s
@@ -94,9 +96,18 @@ def _follow(conversation: Apart, name: str, patience_s: float = PATIENCE_S) -> N
                 progress.show(done)
     if conversation.error:
         raise _refusal(name, conversation.error)
-    state = conversation.answers[-1] if conversation.answers else {}
+    state = _last_state(conversation, name)
     if state.get("state") == "failed":
         raise _ERRORS.get(state["exit_code"], LukshdrfsError)(f"{name}: {state['error']}")
+
+
+def _last_state(conversation: Apart, name: str) -> dict[str, Any]:
+    """Return what was said last. Raises DeviceError if it is not what our daemon says: it may be another user's."""
+    state = conversation.answers[-1] if conversation.answers else {"state": "running"}
+    numbers = [state.get(key, 0) for key in ("done", "total", "exit_code")] if type(state) is dict else [None]
+    if any(type(number) is not int for number in numbers) or (state.get("state") == "failed" and "error" not in state):
+        raise DeviceError(f"{name} cannot be resized: what serves it is not lukshdrfs")
+    return {"exit_code": LukshdrfsError.exit_code, **state}
 
 
 def _refusal(name: str, error: OSError) -> LukshdrfsError:
@@ -124,7 +135,9 @@ def _states(mountpoint: str) -> Iterator[dict[str, Any]]:
         except OSError as error:  # what is there now does not know the attribute
             gone = error.errno in (errno.EOPNOTSUPP, errno.ENODATA, errno.ENOENT)
             raise OSError(errno.ENOTCONN if gone else error.errno, "") from None
+        except ValueError:
+            raise OSError(errno.EOPNOTSUPP, "") from None
         yield state
-        if state["state"] != "running":
+        if type(state) is not dict or state.get("state") != "running":
             return
         time.sleep(_LOOK_AGAIN_S)

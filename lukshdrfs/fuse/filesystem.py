@@ -13,16 +13,17 @@ import logging
 import os
 import threading
 import time
-from collections.abc import Awaitable, Callable, Coroutine
-from typing import Any, ParamSpec, TypeVar
+from collections.abc import Callable
+from typing import Any, TypeVar
 
 import pyfuse3
 import trio
 
-from lukshdrfs.errors import LukshdrfsError
 from lukshdrfs.fuse import control, truncation
+from lukshdrfs.fuse.answers import answers_errno, refuse
 from lukshdrfs.fuse.attributes import attributes, changes_access, usage
 from lukshdrfs.fuse.extended_attributes import NONE, ExtendedAttributes
+from lukshdrfs.fuse.handles import Handles
 from lukshdrfs.fuse.lane import FastLane
 from lukshdrfs.fuse.options import MountOptions
 from lukshdrfs.fuse.resizing import RESIZE_REQUEST, Resizing
@@ -30,50 +31,12 @@ from lukshdrfs.volume import Volume
 
 log = logging.getLogger(__name__)
 
-P = ParamSpec("P")
 T = TypeVar("T")
 
 ROOT = pyfuse3.ROOT_INODE
 _RESIZE = RESIZE_REQUEST.encode()
 STORAGE_PATIENCE_S = 0.2
 """How long attributes may wait for a slow payload."""
-MANY_SYNCS = 128
-"""Synchronous writes without the kernel's sync after them by which it is seen that this kernel has none."""
-
-
-def answers_errno(handler: Callable[P, Awaitable[T]]) -> Callable[P, Coroutine[Any, Any, T]]:
-    """
-    Let no exception but FUSEError out of a request handler.
-
-    pyfuse3 answers only that one; any other ends its main loop, and so the mount.
-    """
-
-    @functools.wraps(handler)
-    async def answer(*args: P.args, **kwargs: P.kwargs) -> T:
-        try:
-            return await handler(*args, **kwargs)
-        except pyfuse3.FUSEError:
-            raise
-        except (LukshdrfsError, OSError) as error:
-            log.error("%s", error)  # noqa: TRY400 - an error of the storage, not of the program
-            raise pyfuse3.FUSEError(error.errno or errno.EIO) from error
-        except MemoryError as error:
-            raise pyfuse3.FUSEError(errno.ENOMEM) from error
-        except Exception as error:  # a bug: say so loudly, keep the mount
-            log.exception("%s failed", handler.__qualname__)
-            raise pyfuse3.FUSEError(errno.EIO) from error
-
-    return answer
-
-
-def refuse(code: int) -> Callable[..., Coroutine[Any, Any, Any]]:
-    """Return a handler that answers every request with one errno."""
-
-    async def refused(*_args: object) -> None:
-        await trio.lowlevel.checkpoint()
-        raise pyfuse3.FUSEError(code)
-
-    return refused
 
 
 class ImageFileSystem(pyfuse3.Operations):
@@ -89,16 +52,7 @@ class ImageFileSystem(pyfuse3.Operations):
         self._name = os.fsencode(options.name)
         self._image = ROOT if options.on_file else pyfuse3.InodeT(ROOT + 1)
         self._limiter = trio.CapacityLimiter(options.workers)
-        self._synchronous: set[int] = set()
-        """Handles opened with O_SYNC or O_DSYNC."""
-        self._next_handle = 1
-        self._flushing = trio.Lock()
-        self._failures, self._failure = 0, errno.EIO
-        """How many flushes have failed, and the last one's errno."""
-        self._heard: dict[int, int] = {}
-        """Of how many of them each open handle has been told."""
-        self._to_be_synced: dict[int, int] = {}
-        """Synchronous writes of a handle that the kernel has it synced after: it does where the page cache is used."""
+        self._handles = Handles(volume, self._in_thread)
         self._modified_ns = self._mounted_ns = time.time_ns()
         self._asking_modified = threading.Lock()
         self.asked_to_lock = trio.Event()
@@ -251,12 +205,8 @@ class ImageFileSystem(pyfuse3.Operations):
             raise pyfuse3.FUSEError(errno.EROFS)
         if flags & os.O_TRUNC and not self._options.ignore_truncation:
             truncation.refuse_opening(self._options.image)
-        handle, self._next_handle = self._next_handle, self._next_handle + 1
-        self._heard[handle] = self._failures
-        if flags & os.O_DSYNC:  # O_SYNC contains it
-            self._synchronous.add(handle)
         return pyfuse3.FileInfo(
-            fh=pyfuse3.FileHandleT(handle),
+            fh=pyfuse3.FileHandleT(self._handles.open(flags)),
             direct_io=self._options.direct_io,
             keep_cache=not self._options.direct_io,
         )
@@ -267,48 +217,16 @@ class ImageFileSystem(pyfuse3.Operations):
 
     @answers_errno
     async def write(self, fh: pyfuse3.FileHandleT, off: int, buf: bytes) -> int:
-        if fh not in self._synchronous:
+        if not self._handles.is_synchronous(fh):
             return await self._in_thread(self._volume.pwrite, buf, off)
         count = await self._in_thread(functools.partial(self._volume.pwrite, synchronous=True), buf, off)
         if not self._options.direct_io:
-            self._to_be_synced[fh] = self._to_be_synced.get(fh, 0) + 1
+            self._handles.note_synchronous_write(fh)
         return count
 
     @answers_errno
     async def fsync(self, fh: pyfuse3.FileHandleT, datasync: bool) -> None:
-        if 0 < self._to_be_synced.get(fh, 0) < MANY_SYNCS:
-            self._to_be_synced[fh] -= 1
-            await self._flush_after_write()
-        else:
-            await self._flush_for(fh)
-
-    async def _flush_after_write(self) -> None:
-        """Flush for who has asked for his own write alone. If that fails, others' data are lost, and they hear."""
-        async with self._flushing:
-            try:
-                await self._in_thread(functools.partial(self._volume.flush, asked=False))
-            except LukshdrfsError as error:
-                self._failures += 1
-                self._failure = error.errno or errno.EIO
-                raise
-
-    async def _flush_for(self, handle: int) -> None:
-        """
-        Flush. A failure is told to every handle that is open, once, as the kernel does with a file's (errseq_t).
-
-        One at a time, for the kernel tells it once to us: of two at the same time, one would not hear of it.
-        """
-        async with self._flushing:
-            try:
-                await self._in_thread(self._volume.flush)
-            except LukshdrfsError as error:
-                self._failures += 1
-                self._failure = error.errno or errno.EIO
-                self._heard[handle] = self._failures
-                raise
-            heard, self._heard[handle] = self._heard.get(handle, self._failures), self._failures
-            if heard != self._failures:
-                raise pyfuse3.FUSEError(self._failure)
+        await self._handles.sync(fh)
 
     @answers_errno
     async def flush(self, fh: pyfuse3.FileHandleT) -> None:
@@ -318,9 +236,7 @@ class ImageFileSystem(pyfuse3.Operations):
     @answers_errno
     async def release(self, fh: pyfuse3.FileHandleT) -> None:
         await trio.lowlevel.checkpoint()
-        self._synchronous.discard(fh)
-        self._heard.pop(fh, None)
-        self._to_be_synced.pop(fh, None)
+        self._handles.release(fh)
 
     @answers_errno
     async def opendir(self, inode: pyfuse3.InodeT, ctx: pyfuse3.RequestContext) -> pyfuse3.FileHandleT:

@@ -17,7 +17,8 @@ from support.memory_payload import MemoryPayload
 
 from lukshdrfs.cipher import CipherSpec, SectorCipher
 from lukshdrfs.errors import InUse, OutOfMemory, PayloadError, ReadOnlyError, UsageError, WrongKey
-from lukshdrfs.fuse.filesystem import ImageFileSystem, answers_errno
+from lukshdrfs.fuse.answers import answers_errno
+from lukshdrfs.fuse.filesystem import ImageFileSystem
 from lukshdrfs.fuse.options import MountOptions
 from lukshdrfs.secret import SecretBytes
 from lukshdrfs.volume import Extent, Volume
