@@ -15,6 +15,7 @@ from uuid import uuid4
 from lukshdrfs.cipher import CipherSpec
 from lukshdrfs.cli.arguments import Parser, Subparsers, add_kdf, is_standard_input, kdf_wish, key_bytes
 from lukshdrfs.cli.header import checked_uuid
+from lukshdrfs.cli.output import output_descriptor
 from lukshdrfs.cli.progress import Progress
 from lukshdrfs.cli.quantities import number, size
 from lukshdrfs.cli.secrets import SecretSource, new_secret
@@ -206,6 +207,11 @@ def _check(arguments: argparse.Namespace) -> None:
     keys = [*arguments.key_file, arguments.passphrase_file, arguments.volume_key_file]
     if sum(map(is_standard_input, keys)) > 1:
         raise UsageError("standard input can be one key, not several")
+    if arguments.header is not None and output_descriptor(arguments.header) is not None:
+        raise UsageError(
+            f"--header {arguments.header}: a header is made in a file or on a device; name one, and have "
+            "'lukshdrfs header backup' write it to standard output"
+        )
     _check_shared(arguments)
     if arguments.size == 0:
         raise UsageError("--size 0: the volume would be empty")

@@ -21,9 +21,10 @@ from lukshdrfs.cli.arguments import (
     secret_source,
 )
 from lukshdrfs.cli.logs import printable
+from lukshdrfs.cli.output import check_output, output_descriptor, write_header_out
 from lukshdrfs.cli.restoring import keep, repair_from, restore
 from lukshdrfs.cli.unlocking import editable_header, header_name, readable_header, unlocked
-from lukshdrfs.errors import DeviceError, HeaderError, LukshdrfsError, UnsupportedFeature, UsageError
+from lukshdrfs.errors import DeviceError, HeaderError, InUse, LukshdrfsError, UnsupportedFeature, UsageError
 from lukshdrfs.luks import Header, parse_header
 from lukshdrfs.luks.backup import backup_of
 from lukshdrfs.luks.convert import to_luks1, to_luks2
@@ -38,6 +39,7 @@ from lukshdrfs.volume import (
     LockedVolume,
     create_header_file,
     fill_with_random,
+    parse_from,
     plaintext_signature,
     read_header,
     repair_header,
@@ -55,11 +57,11 @@ def add_parser(subparsers: Subparsers) -> None:
     commands = add_subcommands(subparsers, "header", "back up, restore, check, repair, convert and move headers")
 
     parser = add_command(commands, "backup", "write a header and all its keyslots to a new file")
-    _add_target_and_file(parser, "--header-backup-file", "the new file")
+    _add_target_and_file(parser, "--header-backup-file", "the new file, or - (standard output)")
     parser.set_defaults(run=_backup)
 
     parser = add_command(commands, "restore", "put a backup in the place of a header; what was there is kept")
-    _add_target_and_file(parser, "--header-backup-file", "the backup")
+    _add_target_and_file(parser, "--header-backup-file", "the backup, or - (standard input)")
     parser.add_argument("--keep", metavar="FILE", help="where the copy of what is overwritten goes (beside the header)")
     parser.add_argument(
         "--force", action="store_true", help="even if it is another volume's, or something else is there"
@@ -85,7 +87,7 @@ def add_parser(subparsers: Subparsers) -> None:
     parser = add_command(commands, "convert", "make a LUKS1 header LUKS2, or the other way round")
     _add_target(parser)
     parser.add_argument("--type", required=True, metavar="T", help="luks2 or luks1")
-    parser.add_argument("--output", metavar="FILE", help="write the other header there, and leave this one as it is")
+    parser.add_argument("--output", metavar="FILE", help="write the other header there, or to -; this one stays")
     parser.add_argument(
         "--keep", metavar="FILE", help="where the copy of an attached header goes before it is overwritten"
     )
@@ -135,9 +137,10 @@ def _split_names(arguments: argparse.Namespace) -> str:
 
 
 def _backup(arguments: argparse.Namespace) -> int:
-    file = Path(_split_names(arguments))
+    file = _split_names(arguments)
+    check_output(file)
     header = readable_header(arguments)
-    create_header_file(file, backup_of(header))
+    write_header_out(file, backup_of(header))
     _say(f"{file} is as secret as the header: passphrases that are removed later still open it")
     return 0
 
@@ -240,8 +243,9 @@ def _convert(arguments: argparse.Namespace) -> int:
     if arguments.type not in ("luks1", "luks2"):
         raise UsageError(f"--type {arguments.type}: expected luks2 or luks1")
     if arguments.output:
+        check_output(arguments.output)
         header = readable_header(arguments)
-        create_header_file(Path(arguments.output), _converted(header, arguments.type, DETACHED_SIZE))
+        write_header_out(arguments.output, _converted(header, arguments.type, DETACHED_SIZE))
         return 0
     with editable_header(arguments) as file:
         room = DETACHED_SIZE if file.is_detached else min(DETACHED_SIZE, file.size)
@@ -268,34 +272,42 @@ def _export(arguments: argparse.Namespace) -> int:
     if len(names) != 2:
         raise UsageError("expected a payload and the file that its header goes to")
     payload, file = names
+    check_output(file)
     header = read_header(payload)
     if arguments.payload_name is not None:
-        return _export_payload(arguments, header, Path(file))
+        return _export_payload(arguments, header, file)
     if header.segments[0].offset < len(header.area):
         raise UsageError(f"{payload} is a detached header already")
     if arguments.wipe and shared_payloads(header):
         raise UsageError("--wipe: the header is for several payloads, which may lie behind it; it stays")
-    create_header_file(Path(file), backup_of(header))
     if arguments.wipe:
-        _wipe_header(payload, header, Path(file))
+        _move_out(payload, header, file)
+    else:
+        write_header_out(file, backup_of(header))
     return 0
 
 
-def _export_payload(arguments: argparse.Namespace, header: Header, file: Path) -> int:
+def _export_payload(arguments: argparse.Namespace, header: Header, file: str) -> int:
     """Write a header for one payload of a shared one."""
     if arguments.wipe:
         raise UsageError("--wipe is for an attached header")
     chosen = choose_payload(header, arguments.payload_name, "")
     assert chosen is not None
-    create_header_file(file, exported(header, chosen))
+    write_header_out(file, exported(header, chosen))
     return 0
 
 
-def _wipe_header(payload: str, header: Header, file: Path) -> None:
-    """Fill an attached header's place with random bytes, once the detached one is known to say the same."""
-    if read_header(file).area != header.area:
-        raise HeaderError(f"header {file} does not read back as it was written; {payload} keeps its own")
+def _move_out(payload: str, header: Header, file: str) -> None:
+    """Write an attached header to a file, and fill its place with random bytes once the file says the same."""
+    if output_descriptor(file) is not None:
+        raise UsageError("--wipe: what goes to a pipe cannot be read again; name a file")
     with FilePayload.open(payload, read_only=False) as opened:
+        # it may be another file by now, or have been changed: what counts is what is open, and nobody else's any more
+        if parse_from(opened.descriptor, payload, warn=False).area != header.area:
+            raise InUse(f"{payload} has been changed by another program meanwhile; nothing was done")
+        create_header_file(Path(file), backup_of(header))
+        if read_header(file).area != header.area:
+            raise HeaderError(f"header {file} does not read back as it was written; {payload} keeps its own")
         fill_with_random(opened, 0, min(segment.offset for segment in header.segments))
 
 

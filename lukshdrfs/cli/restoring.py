@@ -6,20 +6,29 @@ import argparse
 import logging
 import os
 import sys
-from contextlib import ExitStack
+from collections.abc import Iterator
+from contextlib import ExitStack, suppress
 from itertools import count
 from pathlib import Path
 
 from lukshdrfs.cli.arguments import pin
 from lukshdrfs.cli.logs import printable
-from lukshdrfs.errors import DeviceError, HeaderError, UsageError
+from lukshdrfs.cli.output import write_header_out
+from lukshdrfs.errors import DeviceError, HeaderError, InUse, UsageError
 from lukshdrfs.luks import Header
 from lukshdrfs.luks.backup import backup_of
 from lukshdrfs.luks.luks1_format import HEADER_ALIGNMENT
 from lukshdrfs.luks.verify import verify
 from lukshdrfs.payload import known_signature
 from lukshdrfs.sectors import round_up
-from lukshdrfs.volume import HeaderFile, create_header_file, locked_for_writing, open_header, read_header
+from lukshdrfs.volume import (
+    HeaderFile,
+    create_header_file,
+    locked_for_writing,
+    open_header,
+    read_header,
+    source_descriptor,
+)
 
 log = logging.getLogger(__name__)
 
@@ -30,6 +39,8 @@ def restore(arguments: argparse.Namespace, backup: Header, target: str) -> None:
 
     Raises HeaderError if it is another volume's, DeviceError if something else is there, UsageError.
     """
+    if source_descriptor(target) is not None:
+        raise DeviceError(f"header {target}: only a file or device can be restored; name it by its path")
     if not os.path.lexists(target):
         if not arguments.header:
             raise DeviceError(f"{target} is not there")
@@ -100,14 +111,23 @@ def _restore_over_damage(arguments: argparse.Namespace, target: str, backup: Hea
 def keep(arguments: argparse.Namespace, target: str, data: bytes) -> None:
     """Save what is about to be overwritten, and say where."""
     if arguments.keep:
-        kept = Path(arguments.keep)
+        write_header_out(arguments.keep, data)
+        kept = arguments.keep
     else:
         folder = Path(os.path.realpath(target)).parent
         folder = Path.cwd() if folder.is_relative_to("/dev") else folder
         names = (folder / f"{Path(target).name}.before{n or ''}" for n in count())
-        kept = next(name for name in names if not os.path.lexists(name))
-    create_header_file(kept, data)
-    sys.stderr.write(f"what was there is kept in {printable(str(kept))}\n")
+        kept = str(_first_free(names, data))
+    sys.stderr.write(f"what was there is kept in {printable(kept)}\n")
+
+
+def _first_free(names: Iterator[Path], data: bytes) -> Path:
+    """Write a file of the first name that nothing has, and return it."""
+    for name in names:
+        with suppress(InUse):  # the next one, then
+            create_header_file(name, data)
+            return name
+    raise AssertionError("there are as many names as numbers")
 
 
 def repair_from(arguments: argparse.Namespace, target: str) -> tuple[str, ...]:

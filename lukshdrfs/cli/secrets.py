@@ -8,7 +8,6 @@ is bytes.
 
 from __future__ import annotations
 
-import errno
 import logging
 import os
 import shutil
@@ -36,6 +35,7 @@ MAX_KEY_FILE = 8 * 1024 * 1024
 """Bytes of a key file (cryptsetup's compiled-in maximum)."""
 
 _FIRST_BUFFER = 4096
+_SKIP_STEP = 64 * 1024
 
 _ASK_PASSWORD = "systemd-ask-password"  # noqa: S105 - a program
 _SYSTEMD_RUNS = Path("/run/systemd/system")
@@ -201,19 +201,30 @@ def _read_limited(descriptor: int, limit: int, described: str) -> tuple[SecretBy
 
 
 def _skip(descriptor: int, offset: int, described: str) -> None:
-    """Go to an offset, by reading where seeking is not possible."""
+    """Go to an offset, by reading in what is neither a file nor a block device."""
     if offset == 0:
+        return
+    mode = os.fstat(descriptor).st_mode
+    if not (stat.S_ISREG(mode) or stat.S_ISBLK(mode)):
+        _skip_by_reading(descriptor, offset, described)
         return
     try:
         if offset > os.lseek(descriptor, 0, os.SEEK_END):
             raise UsageError(f"{described} ends before byte {offset}")
         os.lseek(descriptor, offset, os.SEEK_SET)
     except OSError as error:
-        if error.errno != errno.ESPIPE:
-            raise DeviceError(f"{described}: {os.strerror(error.errno or 0)}") from None
-        with SecretBytes(min(offset, MAX_KEY_FILE)) as skipped:
-            if _read_up_to(descriptor, skipped.view, described) < offset:
-                raise UsageError(f"{described} ends before byte {offset}") from None
+        raise DeviceError(f"{described}: {os.strerror(error.errno or 0)}") from None
+
+
+def _skip_by_reading(descriptor: int, offset: int, described: str) -> None:
+    """Read what comes before an offset, a piece at a time: it may be more than there is memory."""
+    with SecretBytes(min(offset, _SKIP_STEP)) as piece:
+        left = offset
+        while left:
+            wanted = min(left, _SKIP_STEP)
+            if _read_up_to(descriptor, piece.view[:wanted], described) < wanted:
+                raise UsageError(f"{described} ends before byte {offset}")
+            left -= wanted
 
 
 def _read_line(name: str, what: str, described: str = "") -> SecretBytes:

@@ -204,6 +204,27 @@ def test_a_large_sparse_key_file_can_be_used_in_part(tmp_path: Path) -> None:
     assert read(SecretSource(key_file=str(path), keyfile_offset=(1 << 42) - 4)) == bytes(4)
 
 
+@pytest.mark.parametrize("offset", [MAX_KEY_FILE - 1, MAX_KEY_FILE + 1, 3 * MAX_KEY_FILE + 12345])
+def test_a_pipe_has_its_key_behind_any_offset(offset: int) -> None:
+    """What comes before the key in a pipe is read and thrown away, however much it is; the key alone is bounded."""
+    receiver, sender = os.pipe()
+
+    def send() -> None:
+        with os.fdopen(sender, "wb") as stream:
+            for _ in range(offset // 4096):
+                stream.write(bytes(4096))
+            stream.write(bytes(offset % 4096) + b"the key")
+
+    thread = threading.Thread(target=send)
+    thread.start()
+    try:
+        assert read(SecretSource(key_file=f"fd:{receiver}", keyfile_offset=offset)) == b"the key"
+    finally:
+        os.close(receiver)
+        thread.join()
+    assert read(SecretSource(key_file="/dev/zero", keyfile_offset=offset, keyfile_size=7)) == bytes(7)
+
+
 def source_named(kind: str, name: str) -> SecretSource:
     """Return a source of which one file is named."""
     fields: dict[str, Any] = {kind: name}
