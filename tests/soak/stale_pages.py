@@ -59,6 +59,8 @@ class Volume:
         finally:
             if loop:
                 run("losetup", "--detach", target)
+                while Path("/sys/block", Path(target).name, "loop").exists():  # until its last user has closed it
+                    time.sleep(0.05)
             run(LUKSHDRFS, "unmount", self.image.parent)
         if done.returncode:
             sys.exit(f"{data_path}, {cache}, {how}{', loop device' if loop else ''}: {done.stdout}{done.stderr}")
