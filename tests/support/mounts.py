@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import os
+import re
 import subprocess
 import sys
 from collections.abc import Iterator, Sequence
@@ -87,13 +88,14 @@ class MountEntry:
 def mount_table() -> list[MountEntry]:
     """Return what is mounted, the latest mount last."""
     entries = []
-    for line in Path("/proc/self/mountinfo").read_text().splitlines():
+    # a name is bytes, and not always text in any encoding
+    for line in os.fsdecode(Path("/proc/self/mountinfo").read_bytes()).splitlines():
         before, _, after = line.partition(" - ")
         fields, (kind, source, _) = before.split(), after.split(maxsplit=2)
         options = frozenset(fields[5].split(","))
         # the kernel writes blanks and backslashes in octal
-        where = fields[4].encode("latin-1").decode("unicode_escape").encode("latin-1").decode(errors="replace")
-        entries.append(MountEntry(Path(where), kind, source, options))
+        where = re.sub(rb"\\([0-7]{3})", lambda code: bytes([int(code[1], 8)]), os.fsencode(fields[4]))
+        entries.append(MountEntry(Path(os.fsdecode(where)), kind, source, options))
     return entries
 
 
