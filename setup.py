@@ -2,6 +2,6 @@
 
 from setuptools import setup
 
-MODULES = ("sector_cipher", "sector_locks", "block_scan", "file_writes", "nbd_client", "lane")
+MODULES = ("sector_cipher", "sector_locks", "block_scan", "file_writes", "nbd_client", "confined_process", "lane")
 
 setup(cffi_modules=[f"lukshdrfs/build_native.py:{name}" for name in MODULES])

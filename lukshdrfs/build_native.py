@@ -68,5 +68,6 @@ nbd_client = _module(
     "unflushed_writes",
     python='extern "Python" void nbd_client_told(uintptr_t, int, char *);', libraries=["dl", "pthread"],
 )  # fmt: skip
+confined_process = _module("payload", "confined_process")
 # it calls the cipher, the locks and the payload by the addresses that Python gives it
 lane = _module("fuse", "lane", "lane", "coherence", "confinement", beside=("cipher", "volume"))

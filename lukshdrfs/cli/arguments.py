@@ -68,6 +68,13 @@ def add_header(parser: Parser) -> None:
     parser.add_argument("--header-uuid", metavar="UUID", help="refuse any volume but this")
 
 
+def add_backing_chain(parser: Parser) -> None:
+    """Add the option that allows an image to have backing files."""
+    parser.add_argument(
+        "--backing-chain", action="store_true", help="open the backing files that a qcow2 image names, for reading"
+    )
+
+
 def add_secrets(parser: Parser) -> None:
     """Add the options that say where the secret is."""
     parser.add_argument("-d", "--key-file", metavar="SRC", help="all of a file's bytes are the key; path, fd:N, -")

@@ -13,7 +13,15 @@ from pathlib import Path
 from uuid import uuid4
 
 from lukshdrfs.cipher import CipherSpec
-from lukshdrfs.cli.arguments import Parser, Subparsers, add_kdf, is_standard_input, kdf_wish, key_bytes
+from lukshdrfs.cli.arguments import (
+    Parser,
+    Subparsers,
+    add_backing_chain,
+    add_kdf,
+    is_standard_input,
+    kdf_wish,
+    key_bytes,
+)
 from lukshdrfs.cli.header import checked_uuid
 from lukshdrfs.cli.output import output_descriptor
 from lukshdrfs.cli.progress import Progress
@@ -34,13 +42,13 @@ from lukshdrfs.payload import (
     FilePayload,
     Payload,
     check_format,
+    create_image,
     is_network,
     is_plain,
     known_signature,
     known_signature_of,
     open_indirect,
 )
-from lukshdrfs.payload.engine import create_image
 from lukshdrfs.secret import SecretBytes
 from lukshdrfs.sectors import SECTOR_SIZES, round_down, round_up
 from lukshdrfs.volume import (
@@ -74,6 +82,7 @@ def add_parser(subparsers: Subparsers) -> None:
     parser.add_argument("--first-name", default="first", metavar="NAME", help="with it: what to call the first (first)")
     parser.add_argument("--size", type=size, metavar="N", help="create the payload with this many bytes (K, M, G, T)")
     parser.add_argument("--payload-format", default="raw", metavar="F", help="raw or qcow2 (raw)")
+    add_backing_chain(parser)
     parser.add_argument("--type", default="luks2", metavar="T", help="luks2 or luks1 (luks2)")
     parser.add_argument("-c", "--cipher", default="aes-xts-plain64", metavar="SPEC", help="aes-xts-plain64")
     parser.add_argument("-s", "--key-size", type=number, metavar="BITS", help="512 for xts, else 256")
@@ -195,7 +204,7 @@ def _existing_secret(arguments: argparse.Namespace) -> SecretBytes:
 
 def _check(arguments: argparse.Namespace) -> None:
     """Raise UsageError for what cannot be, or cannot be together."""
-    check_format(arguments.payload, arguments.payload_format)
+    check_format(arguments.payload, arguments.payload_format, backing_chain=arguments.backing_chain)
     if not is_plain(arguments.payload, arguments.payload_format) and not _detached(arguments):
         raise UsageError("an attached header is for a plain file or device; name a place for it with --header")
     if arguments.type not in ("luks1", "luks2"):
@@ -371,17 +380,20 @@ def _payload(arguments: argparse.Namespace) -> Iterator[tuple[Payload, bool]]:
         )
     made = False
     try:
+        if not is_plain(name, arguments.payload_format):
+            if created:
+                with create_image(name, arguments.payload_format, arguments.size) as image:
+                    yield image, created
+                return
+            with open_indirect(
+                name, arguments.payload_format, read_only=False, backing_chain=arguments.backing_chain
+            ) as opened:
+                _refuse(name, known_signature_of(opened.size, opened.read_into), force=arguments.force)
+                yield opened, created
+            return
         if created:
             _create_payload(name, arguments.size)
             made = True  # from here on it is ours to take away
-        if not is_plain(name, arguments.payload_format):
-            if created:  # over the file that was made to have the name
-                create_image(name, arguments.payload_format, arguments.size)
-            with open_indirect(name, arguments.payload_format, read_only=False) as opened:
-                if not created:
-                    _refuse(name, known_signature_of(opened.size, opened.read_into), force=arguments.force)
-                yield opened, created
-            return
         if not created and _window(arguments, created=created) is None:
             _refuse_known_data(name, force=arguments.force)
         size_ = _window(arguments, created=created)

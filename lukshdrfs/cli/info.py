@@ -7,14 +7,13 @@ import json
 import os
 import stat
 import sys
-from pathlib import Path
 from typing import Any
 
-from lukshdrfs.cli.arguments import Subparsers, add_header, pin
+from lukshdrfs.cli.arguments import Subparsers, add_backing_chain, add_header, pin
 from lukshdrfs.cli.description import describe, lines
 from lukshdrfs.errors import DeviceError, UsageError
 from lukshdrfs.luks import Header
-from lukshdrfs.payload import is_network, is_plain, open_indirect
+from lukshdrfs.payload import EnginePayload, is_plain, open_indirect
 from lukshdrfs.volume import parse_from, read_header
 
 
@@ -28,6 +27,7 @@ def add_parser(subparsers: Subparsers) -> None:
     parser.add_argument("payload", nargs="?", metavar="PAYLOAD", help="or the header itself")
     add_header(parser)
     parser.add_argument("--payload-format", default="raw", metavar="F", help="raw or qcow2 (raw)")
+    add_backing_chain(parser)
     parser.add_argument("--json", action="store_true", help="print one JSON document")
     parser.set_defaults(run=run)
 
@@ -66,7 +66,8 @@ def _plain(arguments: argparse.Namespace, source: str) -> dict[str, Any]:
 
 def _indirect(arguments: argparse.Namespace) -> dict[str, Any]:
     """Describe the header, and a payload in a format or behind an address of its own."""
-    with open_indirect(arguments.payload, arguments.payload_format, read_only=True) as payload:
+    chain = arguments.backing_chain
+    with open_indirect(arguments.payload, arguments.payload_format, read_only=True, backing_chain=chain) as payload:
         if arguments.header:
             header = read_header(arguments.header[0], pin(arguments))
         else:
@@ -74,13 +75,13 @@ def _indirect(arguments: argparse.Namespace) -> dict[str, Any]:
         document = describe(header, detached=bool(arguments.header))
         document["payload"] = {
             "format": arguments.payload_format,
-            "size": payload.size if is_network(arguments.payload) else _payload_size(arguments.payload),
+            "size": payload.image.size if isinstance(payload, EnginePayload) else payload.size,
             "capacity": payload.size,
             "virtual_size": _virtual_size(header, payload.size),
         }
-        if not is_network(arguments.payload):
+        if isinstance(payload, EnginePayload):
             # what it takes on its own file system, which a thin payload has less of than it shows
-            document["payload"]["allocated"] = Path(arguments.payload).stat().st_blocks * 512
+            document["payload"]["allocated"] = payload.image.allocated
     return document
 
 

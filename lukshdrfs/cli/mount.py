@@ -11,7 +11,15 @@ from dataclasses import dataclass, replace
 from typing import TypeVar, get_args
 
 from lukshdrfs.cli import logs, next_steps
-from lukshdrfs.cli.arguments import Subparsers, add_header, add_secrets, kdf_limits, pin, secret_source
+from lukshdrfs.cli.arguments import (
+    Subparsers,
+    add_backing_chain,
+    add_header,
+    add_secrets,
+    kdf_limits,
+    pin,
+    secret_source,
+)
 from lukshdrfs.cli.keyring import token_secrets
 from lukshdrfs.cli.mount_options import apply_options
 from lukshdrfs.cli.outcome import exit_status
@@ -77,6 +85,7 @@ def add_parser(subparsers: Subparsers) -> None:
     parser.add_argument("-f", "--foreground", action="store_true", help="stay in the foreground")
     parser.add_argument("--name", default="image", help="name of the file in the mounted directory (image)")
     parser.add_argument("--payload-format", default="raw", metavar="F", help="raw or qcow2; never guessed (raw)")
+    add_backing_chain(parser)
     parser.add_argument("--cache", default="writeback", metavar="MODE", help=f"{', '.join(CACHE_MODES)} (writeback)")
     parser.add_argument("--workers", type=number, default=16, metavar="N", help="requests served at once (16)")
     parser.add_argument(
@@ -131,7 +140,7 @@ def run(arguments: argparse.Namespace) -> int:
 
 def _check_values(arguments: argparse.Namespace) -> None:
     """Raise UsageError for a value that no mount can have."""
-    check_format(arguments.payload, arguments.payload_format)
+    check_format(arguments.payload, arguments.payload_format, backing_chain=arguments.backing_chain)
     if arguments.preserve_times and not is_plain(arguments.payload, arguments.payload_format):
         raise UsageError("--preserve-times is for plain files and devices")
     if arguments.cache not in CACHE_MODES:
@@ -295,6 +304,7 @@ def _open_payload(arguments: argparse.Namespace, part: tuple[int, int] | None) -
             read_only=arguments.read_only,
             write_through=write_through,
             patience_s=arguments.payload_timeout,
+            backing_chain=arguments.backing_chain,
         )
     return FilePayload.open(
         arguments.payload,

@@ -73,6 +73,7 @@ FLAGS = {
     "read-only": ("read_only", True),
     "readonly": ("read_only", True),
     "rw": ("read_only", False),
+    "backing-chain": ("backing_chain", True),
     "force-header": ("force_header", True),
     "growable": ("growable", True),
     "lock-on-header-removal": ("lock_on_header_removal", True),

@@ -2,17 +2,20 @@
 
 from lukshdrfs.payload.address import is_network
 from lukshdrfs.payload.base import Payload, PayloadFunctions
+from lukshdrfs.payload.engine_payload import EnginePayload
 from lukshdrfs.payload.file import FilePayload
-from lukshdrfs.payload.formats import check_format, is_plain, open_indirect
+from lukshdrfs.payload.formats import check_format, create_image, is_plain, open_indirect
 from lukshdrfs.payload.nbd import NbdPayload
 from lukshdrfs.payload.signatures import known_signature, known_signature_of
 
 __all__ = [
+    "EnginePayload",
     "FilePayload",
     "NbdPayload",
     "Payload",
     "PayloadFunctions",
     "check_format",
+    "create_image",
     "is_network",
     "is_plain",
     "known_signature",

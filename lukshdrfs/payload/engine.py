@@ -1,9 +1,9 @@
 """
 Payloads in image formats, by QEMU's block layer: we write no image format.
 
-`qemu-storage-daemon` opens the image and exports its content, raw, over NBD on a socket in a folder that only its user
-can enter. Backing files, snapshots, locks on images, allocation: QEMU does them. A flush over NBD is a flush of the
-whole chain (QEMU, nbd/server.c, `nbd_do_cmd_flush`).
+`qemu-storage-daemon` exports the image's content, raw, over NBD. Snapshots, locks on images, allocation: QEMU does
+them. A flush over NBD is a flush of the whole chain (QEMU, nbd/server.c, `nbd_do_cmd_flush`). It gets descriptors of
+the image and of a socket, and can open nothing else (`lukshdrfs.payload.confined_process`), whatever the image names.
 
 Its FUSE export would be a file, which the fast lane reads and writes like any other; but it serves one request at a
 time, and each takes longer (benchmarks/README.md has both).
@@ -11,23 +11,27 @@ time, and each takes longer (benchmarks/README.md has both).
 
 from __future__ import annotations
 
-import contextlib
 import json
 import logging
-import os
 import re
-import shutil
-import signal
+import select
 import socket
-import subprocess
-import tempfile
 import threading
 import time
-from pathlib import Path
+from collections.abc import Sequence
 
-from lukshdrfs.environment import for_children
 from lukshdrfs.errors import DeviceError, InUse, LukshdrfsError
 from lukshdrfs.payload.address import unix_address
+from lukshdrfs.payload.backing_chain import Layer, check_header, close_backing_files, open_chain
+from lukshdrfs.payload.confined_process import (
+    FIRST_DESCRIPTOR,
+    Access,
+    ConfinedProcess,
+    find_program,
+    restricts_files,
+)
+from lukshdrfs.payload.image_file import ImageFile
+from lukshdrfs.payload.nameless_socket import NamelessSocket
 
 log = logging.getLogger(__name__)
 
@@ -39,145 +43,135 @@ MAX_RESTARTS = 5
 """An engine that dies more often in a minute is left dead."""
 
 _MINUTE_S = 60.0
-_SAID_SIZE = 1 << 16
-
-
-def create_image(name: str, image_format: str, size: int) -> None:
-    """Make an image of `size` bytes with nothing in it. Raises DeviceError with qemu-img's own words."""
-    _run_qemu_img(name, ["create", "-q", "-f", image_format], str(size))
-    Path(name).chmod(0o600)
-
-
-def _run_qemu_img(name: str, words: list[str], *after: str) -> str:
-    """Return what qemu-img says of an image; `after` goes after its name. Raises DeviceError with its own words."""
-    path = os.path.abspath(name)  # noqa: PTH100 - as it is, `a:b` would be a protocol to qemu-img
-    command = [_program("qemu-img", "qemu-utils"), *words, "--", path, *after]
-    done = subprocess.run(command, capture_output=True, text=True, check=False, env=for_children())
-    if done.returncode != 0:
-        said = done.stderr.strip().splitlines()
-        raise DeviceError(f"payload {name}: {said[-1] if said else 'qemu-img failed'}")
-    return done.stdout
-
-
-def _is_strangers(name: str) -> bool:
-    """Whether we are root, and the image is somebody else's, who may have put anything into it."""
-    try:
-        return os.geteuid() == 0 and Path(name).stat().st_uid != 0
-    except OSError:
-        return False  # opening it says what is wrong
-
-
-def _check_names_no_other(name: str, image_format: str) -> None:
-    """
-    Raise DeviceError if an image names other files as parts of it: root would open them for the image's owner.
-
-    Who made the image knows the volume's key, and can tell from the plaintext what was in the file.
-    """
-    found = json.loads(_run_qemu_img(name, ["info", "-U", "--output=json", "-f", image_format]))
-    other = found.get("backing-filename") or found.get("format-specific", {}).get("data", {}).get("data-file")
-    if other:
-        raise DeviceError(
-            f"payload {name} belongs to another user and names {other!r} as a part of it, which is not opened as root; "
-            "mount it as that user, or make it root's"
-        )
-
-
-def _program(name: str, package: str) -> str:
-    folders = [os.environ.get("LUKSHDRFS_QEMU", ""), os.environ.get("PATH", os.defpath)]
-    found = shutil.which(name, path=os.pathsep.join(filter(None, folders)))
-    if found is None:
-        raise DeviceError(f"{name} is not installed, by which images are opened; install {package}")
-    return found
-
-
-_UNLESS_ORPHANED = 'test "$PPID" = "$0" && exec "$@"'
-"""Whoever was killed before the kernel knew that it is to tell the engine of that must not leave it behind."""
+_PROBE_S = 0.1
+_GREETING = b"NBDMAGIC"
+_EXPORT = "payload"
+_SOCKET_DESCRIPTOR = FIRST_DESCRIPTOR
+_LONGEST_DESCRIPTION = 1024
 
 
 class Engine:
     """A running engine. Close it when nothing is written any more."""
 
-    def __init__(self, name: str, image_format: str, *, read_only: bool) -> None:
+    def __init__(self, image: ImageFile, image_format: str, *, backing_chain: bool = False) -> None:
         """
-        Start the engine and wait until it serves.
+        Start the engine on an image, which is its own from then on, and wait until it serves.
 
-        Raises DeviceError with the engine's own words if it cannot open the image, InUse if somebody else has it.
+        `backing_chain` allows the image to have backing files. Raises DeviceError with the engine's own words if it
+        cannot open the image, InUse if somebody else has it.
         """
-        self._name = name
-        program, self._setpriv = _program(ENGINE, "qemu-system-common"), _program("setpriv", "util-linux")
-        alone = _is_strangers(name)
-        if alone:
-            _check_names_no_other(name, image_format)
-        self._folder = _new_folder()
-        self._socket = self._folder / "socket"
-        self.address = unix_address(str(self._socket), "payload")
-        self._fixed = [
-            program,
-            "--nbd-server", json.dumps({"addr": {"type": "unix", "path": str(self._socket)}, "max-connections": 0}),
-            "--export", json.dumps({
-                "type": "nbd", "id": "export", "node-name": "payload", "name": "payload", "writable": not read_only,
-            }),
-        ]  # fmt: skip
-        # io_uring reads what is cached without another thread, twice as fast; not every build and kernel has it
-        self._nodes = [
-            json.dumps(_node(name, image_format, read_only=read_only, aio=aio, alone=alone))
-            for aio in ("io_uring", "threads")
-        ]
-        self._said = os.memfd_create("stderr", os.MFD_CLOEXEC)  # a pipe that nobody reads would fill up
-        self._ending = False
+        self._name = image.name
+        self._image = image
+        self._chain: list[Layer] = []
+        self._process: ConfinedProcess | None = None
+        self._ending = threading.Event()
         self._lifecycle = threading.Lock()  # held while it is started again, or told to end
+        self._socket = NamelessSocket()
+        self.address = unix_address(self._socket.path, _EXPORT)
+        # io_uring reads what is cached without another thread, twice as fast; not every build and kernel has it
+        self._ways = ["io_uring", "threads"]
         try:
+            self._program = find_program(ENGINE, "qemu-system-common")
+            if not restricts_files():
+                log.warning("payload %s: this kernel has no Landlock, which keeps QEMU from other files", image.name)
+            self._chain = open_chain(image, image_format, backing_chain=backing_chain)
             self._start()
         except BaseException:
             self.close()
             raise
 
+    @property
+    def image(self) -> ImageFile:
+        """The image, as it is held here."""
+        return self._image
+
     def _start(self) -> None:
         try:
-            self._start_with(self._nodes[0])
+            self._start_with(self._ways[0])
         except DeviceError as error:
-            if len(self._nodes) == 1 or "io_uring" not in str(error):
+            if len(self._ways) == 1 or "io_uring" not in str(error):
                 raise
-            del self._nodes[0]
-            self._start_with(self._nodes[0])
+            del self._ways[0]
+            self._start_with(self._ways[0])
 
-    def _start_with(self, node: str) -> None:
-        os.ftruncate(self._said, 0)
-        os.lseek(self._said, 0, os.SEEK_SET)
-        self._socket.unlink(missing_ok=True)
-        self._process = subprocess.Popen(
-            # it ends with us, however that comes; not by Python in the child, for other threads may hold its locks
-            [self._setpriv, "--pdeathsig", "TERM", "/bin/sh", "-c", _UNLESS_ORPHANED, str(os.getpid()),
-             self._fixed[0], "--blockdev", node, *self._fixed[1:]],
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.DEVNULL,
-            stderr=self._said,
-            cwd="/",
-            env=for_children(),
-            start_new_session=True,
-        )  # fmt: skip
+    def _start_with(self, aio: str) -> None:
+        check_header(self._chain)
+        options = self._options(aio)
+        with self._socket.listen() as listener:
+            files = [(layer.image.descriptor, layer.image.access) for layer in self._chain]
+            process = ConfinedProcess(
+                self._program,
+                [word for option in options for word in option],
+                [(listener.fileno(), Access.NONE), *files],
+                owner=self._image.owner,
+                reads_all=len(self._chain) > 1,
+            )
+        if self._process:
+            self._process.close()
+        self._process = process
+        try:
+            self._wait_until_it_serves(process)
+        except BaseException:
+            process.kill()
+            raise
+
+    def _options(self, aio: str) -> list[tuple[str, str]]:
+        """Return the engine's command line, in the words of QEMU's QAPI. No name in it is opened."""
+        described = self._image.path.encode("utf-8", "replace").decode()[
+            :_LONGEST_DESCRIPTION
+        ]  # `ps` shows whose engine it is
+        return [
+            ("--blockdev", _json(_node(self._chain, aio))),
+            ("--nbd-server", _json({"addr": {"type": "fd", "str": str(_SOCKET_DESCRIPTOR)}, "max-connections": 0})),
+            ("--export", _json({
+                "type": "nbd", "id": "export", "node-name": _EXPORT, "name": _EXPORT, "description": described,
+                "writable": not self._image.read_only,
+            })),
+        ]  # fmt: skip
+
+    def _wait_until_it_serves(self, process: ConfinedProcess) -> None:
         deadline = time.monotonic() + START_PATIENCE_S
-        while not self._answers():
-            if self._process.poll() is not None:
-                raise self._failure()
+        while not self._answers(process):
+            if process.wait(0) is not None:
+                raise self._failure(process)
+            if self._ending.is_set():
+                raise DeviceError(f"payload {self._name}: it is closed")
             if time.monotonic() > deadline:
                 raise DeviceError(f"payload {self._name}: {ENGINE} does not get ready")
-            time.sleep(0.005)
 
-    def _answers(self) -> bool:
+    def _answers(self, process: ConfinedProcess) -> bool:
+        """Whether a server greets us, within a moment; connecting says nothing, for the kernel takes connections."""
         with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
+            probe.settimeout(_PROBE_S)
             try:
-                probe.connect(os.fspath(self._socket))
+                probe.connect(self._socket.path)
+                some = select.poll()
+                some.register(probe, select.POLLIN)
+                some.register(process.handle, select.POLLIN)
+                some.poll(_PROBE_S * 1000)
+                return probe.recv(len(_GREETING), socket.MSG_DONTWAIT) == _GREETING
             except OSError:
                 return False
-            return True
 
-    def _failure(self) -> LukshdrfsError:
-        said = os.pread(self._said, _SAID_SIZE, 0).decode("utf-8", "replace").strip().splitlines()
-        reason = re.sub(r"^\S*qemu-storage-daemon: (--\w+ .*?: )?", "", said[0] if said else "it ended")
-        if "lock" in reason:
+    def _failure(self, process: ConfinedProcess) -> LukshdrfsError:
+        reason = self._reason(process, 0)
+        if re.search('Failed to (get ".*" lock|lock byte)', reason):
             return InUse(f"payload {self._name} is in use by another program: {reason}")
         return DeviceError(f"payload {self._name}: {reason}")
+
+    def _reason(self, process: ConfinedProcess, line: int) -> str:
+        """Return what an engine that has ended has said, in its own words, but with the names of what it had open."""
+        said = process.said()
+        errors = [words for words in said if words.startswith(f"{ENGINE}: ") and "warning: " not in words]
+        if not said:
+            return process.end_words()
+        reason = (errors or said)[line].removeprefix(f"{ENGINE}: ")
+        for aio in ("io_uring", "threads"):
+            for option, value in self._options(aio):
+                reason = reason.removeprefix(f"{option} {value}: ")
+        for number, layer in enumerate(self._chain, start=_SOCKET_DESCRIPTOR + 1):
+            reason = layer.image.name.join(re.split(rf"/proc/self/fd/{number}\b", reason))
+        return reason
 
     def keep_running(self) -> None:
         """Start the engine again whenever it dies, until `close`: its client has what it had not flushed."""
@@ -187,12 +181,15 @@ class Engine:
     def _keep(self) -> None:
         ends: list[float] = []
         while True:
-            self._process.wait()
+            process = self._process
+            if process is None:
+                return
+            process.wait()
             ends = [*(end for end in ends if time.monotonic() - end < _MINUTE_S), time.monotonic()]
             with self._lifecycle:
-                if self._ending:
+                if self._ending.is_set():
                     return
-                log.error("payload %s: %s ended: %s", self._name, ENGINE, self._failure())
+                log.error("payload %s: %s has ended: %s", self._name, ENGINE, self._reason(process, -1))
             if len(ends) > MAX_RESTARTS or not self._start_again():
                 return
 
@@ -201,7 +198,7 @@ class Engine:
         deadline = time.monotonic() + AGAIN_PATIENCE_S
         while True:
             with self._lifecycle:
-                if self._ending:
+                if self._ending.is_set():
                     return False
                 try:
                     self._start()
@@ -212,45 +209,35 @@ class Engine:
             if time.monotonic() > deadline:
                 log.error("payload %s: %s cannot be started again: %s", self._name, ENGINE, failure)
                 return False
-            time.sleep(0.1)
+            self._ending.wait(_PROBE_S)
 
     def close(self) -> None:
-        """End the engine, which flushes first, and remove its folder. May be called again."""
-        with self._lifecycle:
-            self._ending = True
-            process = getattr(self, "_process", None)
-        if process is not None and process.poll() is None:
-            process.send_signal(signal.SIGTERM)
-            try:
-                process.wait(STOP_PATIENCE_S)
-            except subprocess.TimeoutExpired:
-                log.error("payload %s: %s does not end; it is killed", self._name, ENGINE)  # noqa: TRY400
+        """End the engine, which flushes first, and let go of the image. May be called again."""
+        self._ending.set()
+        with self._lifecycle:  # whoever starts it hears of the end within a moment
+            process = self._process
+        if process is not None:
+            process.terminate()
+            if process.wait(STOP_PATIENCE_S) is None:
+                log.error("payload %s: %s does not end; it is killed", self._name, ENGINE)
                 process.kill()
-                process.wait()
-        if self._said >= 0:
-            os.close(self._said)
-            self._said = -1
-        with contextlib.suppress(OSError):
-            self._socket.unlink(missing_ok=True)
-            self._folder.rmdir()
+            process.close()
+        self._socket.close()
+        close_backing_files(self._chain)
+        self._image.close()
 
 
-def _node(name: str, image_format: str, *, read_only: bool, aio: str, alone: bool) -> dict[str, object]:
-    """Return the block node for an image, in the words of QEMU's QAPI (`BlockdevOptions`); `alone`: no backing file."""
-    driver = "host_device" if Path(name).is_block_device() else "file"
-    path = os.path.abspath(name)  # noqa: PTH100 - the engine has another working directory, and opens it as it is
-    protocol = {"driver": driver, "filename": path, "read-only": read_only, "aio": aio}
-    node = {"driver": image_format, "node-name": "payload", "read-only": read_only, "file": protocol}
-    return {**node, "backing": None} if alone else node
+def _node(chain: Sequence[Layer], aio: str) -> dict[str, object]:
+    """Return the block nodes of an image and its backing files (`BlockdevOptions`), which are in the engine's hands."""
+    node: dict[str, object] | None = None
+    for number, layer in reversed([*enumerate(chain, start=_SOCKET_DESCRIPTOR + 1)]):
+        common = {"read-only": layer.image.read_only}
+        driver = "host_device" if layer.image.is_block_device else "file"
+        file = {"driver": driver, "filename": f"/proc/self/fd/{number}", "aio": aio, **common}
+        below = {} if layer.image_format == "raw" else {"backing": node}
+        node = {"driver": layer.image_format, "file": file, **common, **below}
+    return {**(node or {}), "node-name": _EXPORT}
 
 
-def _new_folder() -> Path:
-    """Return a new folder that only we can enter; those of our processes that were killed are removed."""
-    base = Path(os.environ.get("XDG_RUNTIME_DIR") or tempfile.gettempdir())
-    for folder in base.glob("lukshdrfs-*-*"):
-        owner = folder.name.split("-")[1]
-        with contextlib.suppress(OSError):
-            if owner.isdecimal() and folder.stat().st_uid == os.geteuid() and not Path(f"/proc/{owner}").exists():
-                (folder / "socket").unlink(missing_ok=True)
-                folder.rmdir()
-    return Path(tempfile.mkdtemp(prefix=f"lukshdrfs-{os.getpid()}-", dir=base))
+def _json(value: dict[str, object]) -> str:
+    return json.dumps(value, ensure_ascii=False)

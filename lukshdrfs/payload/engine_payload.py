@@ -5,6 +5,8 @@ from __future__ import annotations
 from typing import Self
 
 from lukshdrfs.payload.engine import Engine
+from lukshdrfs.payload.image_creation import write_empty_image
+from lukshdrfs.payload.image_file import ImageFile
 from lukshdrfs.payload.nbd import PATIENCE_S, NbdPayload
 
 
@@ -16,18 +18,45 @@ class EnginePayload(NbdPayload):
     @classmethod
     def start(
         cls, name: str, image_format: str, *, read_only: bool, write_through: bool = False,
-        patience_s: float = PATIENCE_S,
+        patience_s: float = PATIENCE_S, backing_chain: bool = False,
     ) -> Self:  # fmt: skip
         """
-        Start an engine for an image (its path) and connect to it; otherwise as `NbdPayload.open`.
+        Open an image (its path), start an engine for it and connect to it; otherwise as `NbdPayload.open`.
 
-        Raises DeviceError if it cannot be opened, InUse if somebody else has it, UsageError for an unknown format.
+        With `backing_chain`, it may have backing files, which are opened as the owner of the image could.
+        Raises DeviceError if it cannot be opened, InUse if somebody else has it.
         """
-        engine = Engine(name, image_format, read_only=read_only)
+        image = ImageFile.open(name, read_only=read_only)
+        return cls._serve(
+            image, image_format, write_through=write_through, patience_s=patience_s, backing_chain=backing_chain
+        )
+
+    @classmethod
+    def create(cls, name: str, image_format: str, size: int) -> Self:
+        """
+        Make a thin image of `size` bytes in a new file, and open it as `start` does.
+
+        Raises DeviceError, also if there is something of that name; nothing is left behind then.
+        """
+        image = ImageFile.create(name)
+        try:
+            write_empty_image(image, image_format, size)
+            return cls._serve(image, image_format, write_through=False, patience_s=PATIENCE_S, backing_chain=False)
+        except BaseException:
+            image.remove()
+            image.close()
+            raise
+
+    @classmethod
+    def _serve(
+        cls, image: ImageFile, image_format: str, *, write_through: bool, patience_s: float, backing_chain: bool
+    ) -> Self:
+        engine = Engine(image, image_format, backing_chain=backing_chain)
         try:
             payload = cls.open(
-                engine.address, read_only=read_only, write_through=write_through, name=name, patience_s=patience_s
-            )
+                engine.address, read_only=image.read_only, write_through=write_through, name=image.name,
+                patience_s=patience_s,
+            )  # fmt: skip
         except BaseException:
             engine.close()
             raise
@@ -38,6 +67,12 @@ class EnginePayload(NbdPayload):
         """Let this payload own its engine, which is started again if it dies."""
         self._engine = engine
         engine.keep_running()
+
+    @property
+    def image(self) -> ImageFile:
+        """The file or device that the image is in, as it is held here."""
+        assert self._engine is not None
+        return self._engine.image
 
     def close(self) -> None:
         """See Payload. The engine ends."""

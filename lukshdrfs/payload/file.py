@@ -70,7 +70,7 @@ class FilePayload:
         descriptor = _open(name, flags)
         try:
             if stat.S_ISBLK(mode) and not read_only:
-                _check_writable_device(descriptor, name)
+                check_writable_device(descriptor, name)
             if locked:
                 lock_image(descriptor, name, writable=not read_only, window=window)
             return cls(
@@ -244,7 +244,7 @@ def _file_mode(name: str) -> int:
     return mode
 
 
-def _check_writable_device(descriptor: int, name: str) -> None:
+def check_writable_device(descriptor: int, name: str) -> None:
     """Raise DeviceError for a device that refuses every write: the kernel opens it for writing all the same."""
     answer = fcntl.ioctl(descriptor, _BLKROGET, bytes(4))
     if int.from_bytes(answer, sys.byteorder):

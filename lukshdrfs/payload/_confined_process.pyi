@@ -1,0 +1,5 @@
+# What build_native.py makes.
+from typing import Any
+
+ffi: Any
+lib: Any

@@ -1,0 +1,334 @@
+"""
+QEMU's programs, as we run them, open nothing but the image that they are for.
+
+What an image names (a data file, a backing file, a server) is the word of whoever made it, or changed it a moment ago.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import re
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+import pytest
+from support.engines import engine_of, engines_of, first_bytes, opened, refusal
+from support.processes import kill, wait_gone
+from support.qcow2_images import name_backing_file, name_data_file, new_image
+from support.tools import program
+
+from lukshdrfs.errors import DeviceError, InUse, LukshdrfsError
+from lukshdrfs.payload import confined_process, engine
+from lukshdrfs.payload.backing_chain import Layer
+from lukshdrfs.payload.confined_process import SAID_SIZE, Access, ConfinedProcess
+from lukshdrfs.payload.engine import Engine
+from lukshdrfs.payload.engine_payload import EnginePayload
+from lukshdrfs.payload.image_file import ImageFile
+
+pytestmark = pytest.mark.needs("qemu-storage-daemon", "qemu-img")
+
+MIB = 1 << 20
+SIZE = 8 * MIB
+STRANGER = 61234
+US = (os.geteuid(), os.getegid())
+
+
+@pytest.fixture
+def image(tmp_path: Path) -> Path:
+    """Return an empty image."""
+    return new_image(tmp_path / "image.qcow2", SIZE)
+
+
+@pytest.fixture
+def treasure(tmp_path: Path) -> Path:
+    """Return a file that no image shall get at."""
+    path = tmp_path / "treasure"
+    path.write_bytes(b"treasure" * (SIZE // 8))
+    return path
+
+
+def after_the_look(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Have the image change right after we have looked at it: to the look, it names nothing."""
+    monkeypatch.setattr(engine, "open_chain", lambda image, image_format, **_: [Layer(image, image_format)])
+    monkeypatch.setattr(engine, "check_header", lambda _: None)
+
+
+@pytest.mark.parametrize("read_only", [False, True])
+def test_a_data_file_is_refused_by_name(image: Path, treasure: Path, *, read_only: bool) -> None:
+    """An image whose data are in another file is refused to everybody, and the message says which file."""
+    name_data_file(image, str(treasure))
+    for chain in (False, True):
+        assert str(treasure) in refusal(image, read_only=read_only, backing_chain=chain)
+
+
+@pytest.mark.parametrize("read_only", [False, True])
+@pytest.mark.parametrize("form", ["{}", "file:{}", 'json:{{"driver": "file", "filename": "{}"}}'])
+def test_an_image_that_changes_after_the_look_opens_nothing(
+    image: Path, treasure: Path, monkeypatch: pytest.MonkeyPatch, form: str, *, read_only: bool
+) -> None:
+    """QEMU itself cannot open what the image names, for reading or writing, however it is named."""
+    before = treasure.read_bytes()
+    for target in (str(treasure), "/etc/passwd", "/etc/shadow"):
+        name_data_file(new_image(image, SIZE), form.format(target))
+        with monkeypatch.context() as patches:
+            after_the_look(patches)
+            words = refusal(image, read_only=read_only)
+            # newer QEMUs take whatever is named for a path
+            assert "Permission denied" in words or (form != "{}" and "No such file" in words)
+    assert treasure.read_bytes() == before
+
+
+def test_an_image_that_changes_after_the_look_reaches_no_server(
+    image: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """No server is connected to, on this machine or another, because an image names it."""
+    after_the_look(monkeypatch)
+    with socket.socket(socket.AF_UNIX) as local, socket.socket(socket.AF_INET) as remote:
+        local.bind(os.fsencode(tmp_path / "nbd"))
+        remote.bind(("127.0.0.1", 0))
+        for server in (local, remote):
+            server.listen()
+            server.setblocking(False)
+        port = remote.getsockname()[1]
+        for address in (f"nbd+unix:///?socket={tmp_path}/nbd", f"nbd:unix:{tmp_path}/nbd", f"nbd://127.0.0.1:{port}/"):
+            name_data_file(new_image(image, SIZE), address)
+            refusal(image)
+        for server in (local, remote):
+            with pytest.raises(BlockingIOError):
+                server.accept()
+
+
+def test_a_backing_file_is_not_opened_unasked(image: Path, treasure: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without the option, an image with a backing file is refused; QEMU is told to do without in any case."""
+    name_backing_file(image, str(treasure))
+    assert str(treasure) in refusal(image)
+    assert "--backing-chain" in refusal(image)
+    after_the_look(monkeypatch)
+    with opened(image) as payload:
+        assert first_bytes(payload) == bytes(8)
+
+
+@pytest.mark.needs("strace")
+def test_the_engine_opens_the_image_and_libraries_alone(image: Path, treasure: Path, tmp_path: Path) -> None:
+    """Traced from its start on, over a restart, and after the image has come to name a file: nothing else is opened."""
+    trace = tmp_path / "trace"
+    work = (
+        "import sys, lukshdrfs.payload as p\n"
+        "with p.open_indirect(sys.argv[1], 'qcow2', read_only=False, patience_s=4) as payload:\n"
+        "    for line in sys.stdin:\n"
+        "        try: payload.write(memoryview(bytes(4096)), 0); payload.flush(); print('written', flush=True)\n"
+        "        except Exception as error: print(error, flush=True)\n"
+    )
+    traced = "open,openat,openat2,creat,execve,connect,socket"
+    with subprocess.Popen(
+        [program("strace"), "-f", "-s", "300", "-e", f"trace={traced}", "-o", trace, sys.executable, "-c", work, image],
+        stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+    ) as worker:  # fmt: skip
+        orders, answers = worker.stdin, worker.stdout
+        assert orders is not None
+        assert answers is not None
+
+        def write() -> str:
+            orders.write("\n")
+            orders.flush()
+            return answers.readline().strip()
+
+        assert write() == "written"
+        for _ in range(2):
+            pid = engine_of(image)
+            kill(pid)
+            wait_gone(pid)
+            assert write() == "written"
+        name_data_file(image, str(treasure))
+        pid = engine_of(image)
+        kill(pid)
+        wait_gone(pid)
+        assert write() != "written"
+        orders.close()
+    lines = trace.read_text().splitlines()
+    assert not [line for line in lines if str(treasure) in line]
+    engines = [at for at, line in enumerate(lines) if re.search(r'execve\("[^"]*qemu-storage-daemon"', line)]
+    assert len(engines) == 3
+    for at in engines:
+        number = lines[at].split()[0]
+        did = [line for line in lines[at:] if line.startswith(f"{number} ") and "(" in line and "= -1" not in line]
+        paths = [match[1] for line in did if (match := re.search(r'open(?:at2?)?\([^"]*"([^"]*)"', line))]
+        libraries = re.compile(
+            r"(/usr(/local)?)?/lib(32|64)?/.*|/etc/ld\.so\.(cache|preload)|/sys/devices/system/cpu/.*"
+        )
+        others = {path for path in paths if not libraries.fullmatch(path)}
+        assert others <= {"/proc/self/fd/4", "/dev/null", "/dev/urandom"}, others
+        assert not [line for line in did if "socket(" in line or "connect(" in line]
+
+
+def test_qemu_img_can_open_nothing_else(tmp_path: Path, treasure: Path) -> None:
+    """The program that makes images works on the new file alone, whatever it is told to do."""
+    size_of_header = 65536
+    with contextlib.closing(ImageFile.create(str(tmp_path / "new"))) as new:
+        process = ConfinedProcess(
+            confined_process.find_program("qemu-img", "qemu-utils"),
+            ["create", "-q", "-f", "qcow2", "-F", "raw", "-b", str(treasure), "/proc/self/fd/3"],
+            [(new.descriptor, Access.WRITES)], owner=US,
+        )  # fmt: skip
+        assert process.wait() == 1
+        assert "Permission denied" in "".join(process.said())
+        process.close()
+    with pytest.raises(DeviceError, match="File exists"):
+        EnginePayload.create(str(treasure), "qcow2", SIZE)
+    with EnginePayload.create(str(tmp_path / "made"), "qcow2", SIZE) as payload:
+        assert payload.size == SIZE
+    assert (tmp_path / "made").stat().st_size >= size_of_header
+    assert (tmp_path / "made").stat().st_mode & 0o777 == 0o600
+
+
+def test_an_image_that_cannot_be_made_leaves_nothing(tmp_path: Path) -> None:
+    """What qemu-img refuses is refused in its words, and there is no file afterwards."""
+    with pytest.raises(DeviceError, match=r"payload .*/new: .*too (large|big)"):
+        EnginePayload.create(str(tmp_path / "new"), "qcow2", 1 << 62)
+    assert not (tmp_path / "new").exists()
+
+
+@pytest.mark.root
+def test_as_root_it_runs_as_the_images_owner_without_capabilities(image: Path) -> None:
+    """Root's engine has the rights of whose image it is, and no more; root's own image, none of root's powers."""
+    for owner in (0, STRANGER):
+        os.chown(image, owner, owner)
+        with opened(image):
+            status = Path(f"/proc/{engine_of(image)}/status").read_text()
+            for name in ("Uid", "Gid"):
+                assert re.search(rf"^{name}:((\t{owner}){{4}})$", status, re.MULTILINE), status
+            assert re.search(r"^Groups:\s*$", status, re.MULTILINE)
+            for name in ("CapInh", "CapPrm", "CapEff", "CapAmb"):
+                assert f"{name}:\t0000000000000000" in status
+
+
+@pytest.mark.root
+@pytest.mark.needs("loop")
+def test_an_image_on_a_device(image: Path) -> None:
+    """A block device with an image on it is opened exclusively, and its engine opens that device alone."""
+    losetup = program("losetup")
+    os.truncate(image, 2 * SIZE)  # a device does not grow
+    device = subprocess.run(
+        [losetup, "--find", "--show", image], capture_output=True, text=True, check=True
+    ).stdout.strip()
+    try:
+        with opened(Path(device)) as payload:
+            payload.write(memoryview(b"on a device".ljust(4096)), 0)
+            payload.flush()
+            with pytest.raises(OSError, match="busy"):
+                os.close(os.open(device, os.O_RDWR | os.O_EXCL))
+            with pytest.raises(InUse):
+                opened(Path(device))
+        with opened(Path(device), read_only=True) as payload:
+            assert first_bytes(payload, 11) == b"on a device"
+    finally:
+        subprocess.run([losetup, "--detach", device], check=True)
+
+
+def test_no_name_of_the_socket_is_left(image: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nobody can reach the engine or take its socket's place; nothing of anybody's is removed, whatever its name."""
+    runtime = tmp_path / ("long" * 40)  # longer than a socket's path can be
+    runtime.mkdir()
+    other = tmp_path / "other"
+    other.mkdir()
+    (other / "socket").write_text("precious")
+    (runtime / "lukshdrfs-4194303-x").symlink_to(other)
+    (runtime / "lukshdrfs-4194303-y").mkdir()
+    before = sorted(runtime.rglob("*"))
+    monkeypatch.setenv("XDG_RUNTIME_DIR", str(runtime))
+    with opened(image) as payload:
+        assert sorted(runtime.rglob("*")) == before
+        pid = engine_of(image)
+        kill(pid)
+        wait_gone(pid)
+        assert first_bytes(payload) == bytes(8)
+        assert sorted(runtime.rglob("*")) == before
+    assert (other / "socket").read_text() == "precious"
+
+
+@pytest.mark.root
+def test_a_runtime_folder_in_strange_hands(image: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where there is no runtime folder, that for temporary files is taken; one that cannot be written to is named."""
+    monkeypatch.setenv("XDG_RUNTIME_DIR", str(tmp_path / "gone"))
+    with opened(image):
+        pass
+    monkeypatch.delenv("XDG_RUNTIME_DIR")
+    monkeypatch.setattr(tempfile, "tempdir", "/proc")
+    assert "/proc" in refusal(image)
+
+
+def test_the_engines_own_sentence(image: Path) -> None:
+    """What QEMU says of an image is passed on whole, after the image's name, and nothing of its command line."""
+    for offset, damage, words in (
+        (40, b"\0" * 7 + b"\1", "Active L1 table offset invalid"),
+        (72, b"\x10" + b"\0" * 7, "Unsupported qcow2 feature(s): Unknown incompatible feature: 1000000000000000"),
+        (48, b"\0" * 7 + b"\7", "Reference count table offset invalid"),
+    ):
+        with new_image(image, SIZE).open("r+b") as file:
+            file.seek(offset)
+            file.write(damage)
+        assert refusal(image) == f"payload {image}: {words}"
+    with new_image(image, SIZE).open("r+b"), opened(image), pytest.raises(InUse, match='Failed to get "write" lock'):
+        opened(image)
+    odd = image.with_name('we: "ird\\ {lock} image')
+    image.rename(odd)
+    odd.chmod(0o600)
+    with opened(odd) as payload:
+        assert payload.size == SIZE
+
+
+def test_what_a_program_says_is_bounded(tmp_path: Path) -> None:
+    """A program that never stops talking fills no memory, and is not held up either; its first words are kept."""
+    done = tmp_path / "done"
+    done.write_bytes(b"")
+    with done.open("r+b") as file:
+        talker = ConfinedProcess(
+            "/bin/sh",
+            ["-c", "n=0; while [ $n -lt 20000 ]; do echo line $n >&2; n=$((n + 1)); done; echo x >&3"],
+            [(file.fileno(), Access.NONE)], owner=US,
+        )  # fmt: skip
+        talker.wait(60)
+    said = talker.said()
+    assert said[0] == "line 0"
+    assert sum(map(len, said)) <= SAID_SIZE
+    talker.close()
+    assert done.read_bytes() == b"x\n"
+
+
+def test_an_engine_that_hangs_is_not_waited_for_long(image: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One that does not get ready, or does not end, is killed when its time is over."""
+    monkeypatch.setattr(engine, "START_PATIENCE_S", 0.3)
+    monkeypatch.setattr(engine, "STOP_PATIENCE_S", 0.3)
+    stopped = opened(image)
+    pid = engine_of(image)
+    os.kill(pid, signal.SIGSTOP)
+    stopped.close()
+    wait_gone(pid)
+    monkeypatch.setattr(engine, "find_program", lambda *_: "/bin/sh")
+    monkeypatch.setattr(Engine, "_options", lambda *_: [("-c", "while :; do :; done")])
+    ends: list[int | None] = []
+    killed = ConfinedProcess.kill
+
+    def kill_and_note(process: ConfinedProcess) -> None:
+        killed(process)
+        ends.append(process.wait(0))
+
+    monkeypatch.setattr(ConfinedProcess, "kill", kill_and_note)
+    with pytest.raises(DeviceError, match="does not get ready"):
+        Engine(ImageFile.open(str(image), read_only=False), "qcow2")
+    assert ends[0] == -signal.SIGKILL
+
+
+def test_closing_ends_an_engine_that_starts(image: Path) -> None:
+    """Whoever closes an image does not wait for an engine that is being started again."""
+    payload = opened(image)
+    kill(engine_of(image))
+    payload.close()
+    assert not engines_of(image)
+    with pytest.raises(LukshdrfsError):
+        payload.flush()
