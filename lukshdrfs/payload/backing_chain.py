@@ -20,6 +20,10 @@ MAX_DEPTH = 64
 FORMATS = ("raw", "qcow2")
 
 
+class ForeignParts(DeviceError):  # noqa: N818 - what it has
+    """An image names parts outside of itself that are not to be opened; trying again is of no use."""
+
+
 @dataclass(frozen=True, slots=True)
 class Layer:
     """An image and its format."""
@@ -32,7 +36,7 @@ def open_chain(image: ImageFile, image_format: str, *, backing_chain: bool) -> l
     """
     Return the images that one is made of: itself, then its backing file, and so on. Close those behind the first.
 
-    Raises DeviceError if one names another file and `backing_chain` does not allow that, if one cannot be opened, or is
+    Raises ForeignParts if one names another file and `backing_chain` does not allow that, DeviceError if one cannot be opened, or is
     in a format that is not opened here, or the chain comes back to itself or has no end.
     """
     chain = [Layer(image, image_format)]
@@ -53,7 +57,7 @@ def check_header(chain: Sequence[Layer]) -> None:
     """
     Look at an image once more before it is opened once more; its backing files are those that are open already.
 
-    Raises DeviceError if it has come to name another file in the meantime.
+    Raises ForeignParts if it has come to name another file in the meantime.
     """
     if chain[0].image_format == "qcow2":
         _check_no_data_file(chain[0].image)
@@ -70,7 +74,7 @@ def close_backing_files(chain: Sequence[Layer]) -> None:
 def _check_no_data_file(image: ImageFile) -> None:
     data_file = read_qcow2_header(image).data_file
     if data_file is not None:
-        raise DeviceError(
+        raise ForeignParts(
             f"payload {image.name} has its data in another file ({data_file or 'without a name'}), which is not "
             "opened; qemu-img convert makes one image of both"
         )
@@ -82,7 +86,7 @@ def _backing_file(image: ImageFile, *, backing_chain: bool) -> Layer | None:
     if header.backing_file is None:
         return None
     if not backing_chain:
-        raise DeviceError(
+        raise ForeignParts(
             f"payload {image.name} has a backing file, {header.backing_file}; such a file is opened with "
             "--backing-chain only (-o backing-chain)"
         )

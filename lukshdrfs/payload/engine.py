@@ -18,11 +18,11 @@ import select
 import socket
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from lukshdrfs.errors import DeviceError, InUse, LukshdrfsError
 from lukshdrfs.payload.address import unix_address
-from lukshdrfs.payload.backing_chain import Layer, check_header, close_backing_files, open_chain
+from lukshdrfs.payload.backing_chain import ForeignParts, Layer, check_header, close_backing_files, open_chain
 from lukshdrfs.payload.confined_process import (
     FIRST_DESCRIPTOR,
     Access,
@@ -173,12 +173,16 @@ class Engine:
             reason = layer.image.name.join(re.split(rf"/proc/self/fd/{number}\b", reason))
         return reason
 
-    def keep_running(self) -> None:
-        """Start the engine again whenever it dies, until `close`: its client has what it had not flushed."""
-        # a thread of its own, for the kernel takes the end of a thread that has started a process for its parent's
-        threading.Thread(target=self._keep, name="engine", daemon=True).start()
+    def keep_running(self, given_up: Callable[[], None]) -> None:
+        """
+        Start the engine again whenever it dies, until `close`: its client has what it had not flushed.
 
-    def _keep(self) -> None:
+        `given_up` is called, in another thread, if that cannot be.
+        """
+        # a thread of its own, for the kernel takes the end of a thread that has started a process for its parent's
+        threading.Thread(target=self._keep, args=(given_up,), name="engine", daemon=True).start()
+
+    def _keep(self, given_up: Callable[[], None]) -> None:
         ends: list[float] = []
         while True:
             process = self._process
@@ -191,6 +195,8 @@ class Engine:
                     return
                 log.error("payload %s: %s has ended: %s", self._name, ENGINE, self._reason(process, -1))
             if len(ends) > MAX_RESTARTS or not self._start_again():
+                if not self._ending.is_set():
+                    given_up()
                 return
 
     def _start_again(self) -> bool:
@@ -206,7 +212,7 @@ class Engine:
                     failure = error
                 else:
                     return True
-            if time.monotonic() > deadline:
+            if isinstance(failure, ForeignParts) or time.monotonic() > deadline:
                 log.error("payload %s: %s cannot be started again: %s", self._name, ENGINE, failure)
                 return False
             self._ending.wait(_PROBE_S)

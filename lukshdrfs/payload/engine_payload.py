@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from typing import Self
 
 from lukshdrfs.payload.engine import Engine
@@ -14,6 +15,12 @@ class EnginePayload(NbdPayload):
     """What `lukshdrfs.payload.engine` exports. The image is locked by the engine."""
 
     _engine: Engine | None = None
+    _closed = False
+
+    def __init__(self, client: object, name: str, kept: object, *, read_only: bool) -> None:
+        """See NbdPayload."""
+        super().__init__(client, name, kept, read_only=read_only)
+        self._client_in_use = threading.Lock()
 
     @classmethod
     def start(
@@ -66,7 +73,13 @@ class EnginePayload(NbdPayload):
     def take_over(self, engine: Engine) -> None:
         """Let this payload own its engine, which is started again if it dies."""
         self._engine = engine
-        engine.keep_running()
+        engine.keep_running(self._fail_at_once)
+
+    def _fail_at_once(self) -> None:
+        """Let nobody wait for an engine that will not be back."""
+        with self._client_in_use:
+            if not self._closed:
+                self.be_patient(patient=False)
 
     @property
     def image(self) -> ImageFile:
@@ -76,6 +89,8 @@ class EnginePayload(NbdPayload):
 
     def close(self) -> None:
         """See Payload. The engine ends."""
+        with self._client_in_use:
+            self._closed = True
         try:
             super().close()
         finally:

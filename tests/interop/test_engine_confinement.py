@@ -83,10 +83,8 @@ def test_an_image_that_changes_after_the_look_opens_nothing(
     assert treasure.read_bytes() == before
 
 
-def test_an_image_that_changes_after_the_look_reaches_no_server(
-    image: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """No server is connected to, on this machine or another, because an image names it."""
+def test_no_server_is_reached(image: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """No server is connected to, on this machine or another, because an image names it, or by whatever is given."""
     after_the_look(monkeypatch)
     with socket.socket(socket.AF_UNIX) as local, socket.socket(socket.AF_INET) as remote:
         local.bind(os.fsencode(tmp_path / "nbd"))
@@ -98,6 +96,12 @@ def test_an_image_that_changes_after_the_look_reaches_no_server(
         for address in (f"nbd+unix:///?socket={tmp_path}/nbd", f"nbd:unix:{tmp_path}/nbd", f"nbd://127.0.0.1:{port}/"):
             name_data_file(new_image(image, SIZE), address)
             refusal(image)
+            looking = ConfinedProcess(
+                confined_process.find_program("qemu-img", "qemu-utils"), ["info", address], [], owner=US
+            )
+            assert looking.wait(10) == 1
+            assert "ermission denied" in "".join(looking.said())
+            looking.close()
         for server in (local, remote):
             with pytest.raises(BlockingIOError):
                 server.accept()

@@ -17,9 +17,12 @@ from support.cryptsetup import LUKS1_XTS, LuksFiles, make_header
 from support.model import apply, scattered_writes
 from support.mounts import LUKSHDRFS, Mounted, is_mounted, lukshdrfs
 from support.processes import commands, kill, wait_gone
+from support.qcow2_images import name_data_file
 from support.tools import program, qemu10
 from support.volumes import MIB, new_files
 from support.waiting import wait_until
+
+from lukshdrfs.payload.nbd import PATIENCE_S
 
 pytestmark = pytest.mark.needs("fuse", "cryptsetup", "qemu-storage-daemon", "qemu-img")
 
@@ -193,18 +196,22 @@ def test_engine_that_dies(image: LuksFiles, tmp_path: Path) -> None:
 
 
 def test_engine_that_cannot_be_started_again(image: LuksFiles, tmp_path: Path) -> None:
-    """Where the image is destroyed with the engine, requests fail; the mount ends, and no process is left."""
-    with qcow2(image, "--payload-timeout", "2") as mount:
+    """Where the image has come to name another file, requests fail soon; the mount ends, and no process is left."""
+    treasure = tmp_path / "treasure"
+    treasure.write_bytes(bytes(SIZE))
+    with qcow2(image) as mount:
         with mount.image.open("r+b", buffering=0) as file:
             os.pread(file.fileno(), MIB, 0)
-            with image.payload.open("r+b") as payload:
-                payload.write(b"what was an image")
+            name_data_file(image.payload, str(treasure))
+            begun = time.monotonic()
             (engine,) = engines(tmp_path)
             kill(engine)
             wait_gone(engine)
             with pytest.raises(OSError, match=os.strerror(errno.EIO)):
                 os.pread(file.fileno(), MIB, 4 * MIB)
         mount.unmount()
+        assert time.monotonic() - begun < PATIENCE_S / 2
+    assert treasure.read_bytes() == bytes(SIZE)
     assert not engines(tmp_path)
 
 
