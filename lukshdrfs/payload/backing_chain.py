@@ -36,8 +36,8 @@ def open_chain(image: ImageFile, image_format: str, *, backing_chain: bool) -> l
     """
     Return the images that one is made of: itself, then its backing file, and so on. Close those behind the first.
 
-    Raises ForeignParts if one names another file and `backing_chain` does not allow that, DeviceError if one cannot be opened, or is
-    in a format that is not opened here, or the chain comes back to itself or has no end.
+    Raises ForeignParts if one names another file and `backing_chain` does not allow that; DeviceError if one cannot be
+    opened, or is in a format that is not opened here, or the chain comes back to itself or has no end.
     """
     chain = [Layer(image, image_format)]
     try:
