@@ -28,6 +28,7 @@ from lukshdrfs.cli.progress import Progress
 from lukshdrfs.cli.quantities import number, size
 from lukshdrfs.cli.secrets import SecretSource, new_secret
 from lukshdrfs.errors import DeviceError, PayloadError, UsageError
+from lukshdrfs.limits import check_file_size
 from lukshdrfs.luks import Header, parse_header, unlock
 from lukshdrfs.luks.edit import NewKeyslot
 from lukshdrfs.luks.hashes import find_hash
@@ -133,6 +134,8 @@ def run(arguments: argparse.Namespace) -> int:
         form = _form(arguments, cipher, key_size, payload.size, created=created)
         with _volume_key(arguments, key_size) as volume_key:
             area = (format_luks1 if isinstance(form, Luks1Format) else format_luks2)(form, volume_key)  # type: ignore[arg-type]
+            if arguments.header and not Path(arguments.header).is_block_device():
+                check_file_size(f"header {arguments.header}", len(area))
             for secret in _secrets(arguments):
                 with secret:
                     header = parse_header(area)
@@ -407,6 +410,7 @@ def _payload(arguments: argparse.Namespace) -> Iterator[tuple[Payload, bool]]:
 
 
 def _create_payload(name: str, size_: int) -> None:
+    check_file_size(f"payload {name}", size_)
     try:
         descriptor = os.open(name, os.O_CREAT | os.O_EXCL | os.O_RDWR, 0o600)
         try:

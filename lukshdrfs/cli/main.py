@@ -27,6 +27,7 @@ from lukshdrfs.cli import (
 )
 from lukshdrfs.cli.arguments import Parser, Subparsers
 from lukshdrfs.cli.outcome import EndedBySignal, exit_status
+from lukshdrfs.limits import raise_limits
 from lukshdrfs.luks.free_memory import return_freed_memory
 from lukshdrfs.secret import harden_process
 
@@ -96,6 +97,7 @@ def main(words: list[str] | None = None) -> int:
     _open_standard_streams()
     harden_process()
     return_freed_memory()
+    raise_limits()
     signal.signal(signal.SIGTERM, _interrupt)
     if signal.getsignal(signal.SIGHUP) is signal.SIG_DFL:  # not under nohup
         signal.signal(signal.SIGHUP, _interrupt)

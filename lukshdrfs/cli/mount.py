@@ -38,6 +38,7 @@ from lukshdrfs.fuse import (
     run_in_background,
     serve,
 )
+from lukshdrfs.limits import check_file_size, limits_of_service
 from lukshdrfs.luks import Header, KdfLimits
 from lukshdrfs.luks.shared import choose_payload, header_for
 from lukshdrfs.luks.unlock_work import check_work
@@ -216,6 +217,9 @@ def _unlock_and_serve(request: _Request, ready: Callable[[Volume], None]) -> int
     if not become_io_flusher():  # before any thread or program is started that the payload needs
         log.debug("a loop device on the image may have to wait for memory: CAP_SYS_RESOURCE is not there")
     volume, header_name = _unlock(request)
+    grows = not volume.read_only and not is_plain(request.arguments.payload, request.arguments.payload_format)
+    for warning in limits_of_service(volume.size if grows and not is_network(request.arguments.payload) else None):
+        log.warning("%s", warning)
     options = request.options
     if request.arguments.lock_on_header_removal and header_name is not None:
         # the daemon leaves the working directory; links stay links, for udev takes them away with their device
@@ -306,13 +310,20 @@ def _open_payload(arguments: argparse.Namespace, part: tuple[int, int] | None) -
             patience_s=arguments.payload_timeout,
             backing_chain=arguments.backing_chain,
         )
-    return FilePayload.open(
+    payload = FilePayload.open(
         arguments.payload,
         read_only=arguments.read_only,
         write_through=write_through,
         preserve_times=arguments.preserve_times,
         window=part,
     )
+    try:
+        if payload.is_regular and not payload.read_only:
+            check_file_size(f"payload {payload.name}", payload.size if part is None else sum(part))
+    except BaseException:
+        payload.close()
+        raise
+    return payload
 
 
 def _usable(work: Callable[[T], R], candidates: Iterable[T]) -> list[R]:

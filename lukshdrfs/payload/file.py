@@ -108,6 +108,11 @@ class FilePayload:
         )
         return PayloadFunctions(int(ffi.cast("uintptr_t", self._writing())), read=0, write=write, flush=flush, start=0)
 
+    @property
+    def is_regular(self) -> bool:
+        """Whether it is a regular file, no device."""
+        return stat.S_ISREG(os.fstat(self._descriptor).st_mode)
+
     def identity(self) -> tuple[int, int]:
         """Return device and inode number, by which two paths to one file are told."""
         status = os.fstat(self._descriptor)
@@ -180,7 +185,7 @@ class FilePayload:
         """See Payload. Only a regular file can be resized."""
         if self._read_only:
             raise ReadOnlyError(f"payload {self._name} is open for reading only")
-        if not stat.S_ISREG(os.fstat(self._descriptor).st_mode):
+        if not self.is_regular:
             raise PayloadError(f"payload {self._name} is a device, whose size is not ours to change", errno.EPERM)
         try:
             os.ftruncate(self._descriptor, size)
