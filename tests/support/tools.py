@@ -88,14 +88,14 @@ def qemu10(name: str) -> str:
 def missing(need: str) -> Missing | None:
     """Return why `need` cannot be had here, or None when it is there."""
     if need == "root":
-        return None if os.geteuid() == 0 else Missing("root is needed: run the tests as root")
+        return None if os.geteuid() == 0 else Missing("root is needed: run the tests as root, too")
     if need == "fuse":
         if not os.access("/dev/fuse", os.R_OK | os.W_OK):
             return Missing("/dev/fuse is missing or closed to us: load the module fuse, or pass the device in")
         return missing("fusermount3")
     if need == "loop":
         if os.geteuid() != 0 or not os.access("/dev/loop-control", os.R_OK | os.W_OK):
-            return Missing("loop devices are missing: run as root where /dev/loop-control is")
+            return Missing("loop devices are missing: run the tests as root, where /dev/loop-control is")
         return missing("losetup")
     if need == "guest":
         reason = guest.why_missing()
