@@ -20,6 +20,7 @@ from lukshdrfs.cli.arguments import (
     pin,
     secret_source,
 )
+from lukshdrfs.cli.completeness import warn_of_changed_size
 from lukshdrfs.cli.keyring import token_secrets
 from lukshdrfs.cli.mount_options import apply_options
 from lukshdrfs.cli.outcome import exit_status
@@ -227,6 +228,7 @@ def _unlock_and_serve(request: _Request, ready: Callable[[Volume], None]) -> int
         options = replace(options, lock_policy=replace(options.lock_policy, header=path))
     try:
         _close_given(request)
+        warn_of_changed_size(volume, request.arguments.payload, options.image)
         if not lock_process_memory():
             log.debug("only the keys are locked in memory, not the ciphers' key schedules")
         serve(

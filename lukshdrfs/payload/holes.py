@@ -66,6 +66,18 @@ def find_holes(descriptor: int | None, size: int) -> Holes:
     return holes
 
 
+def unwritten_end(descriptor: int, start: int, size: int) -> int:
+    """
+    Return how many bytes at the end of an open file of `size` bytes are a hole, where nothing from `start` on is one.
+
+    So a file looks that was made longer. 0 for what is sparse elsewhere, too, or not at all.
+    """
+    hole = _seek(descriptor, start, os.SEEK_HOLE, size)
+    if not start < hole < size or _seek(descriptor, hole, os.SEEK_DATA, size) < size:
+        return 0
+    return size - hole
+
+
 def _seek(descriptor: int, at: int, whence: int, size: int) -> int:
     try:
         return min(size, os.lseek(descriptor, at, whence))

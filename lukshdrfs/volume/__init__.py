@@ -1,6 +1,7 @@
 """The unlocked volume: plaintext at any offset, from a header and a payload."""
 
 from lukshdrfs.volume.direct_access import DirectAccess, DirectExtent
+from lukshdrfs.volume.extent import Extent
 from lukshdrfs.volume.header_file import HeaderFile, locked_for_writing, open_header
 from lukshdrfs.volume.header_presence import HeaderPresence
 from lukshdrfs.volume.header_repair import repair_header
@@ -8,7 +9,7 @@ from lukshdrfs.volume.header_source import HeaderPin, parse_from, read_header, s
 from lukshdrfs.volume.new_header_file import create_header_file, replace_header_file
 from lukshdrfs.volume.opening import LockedVolume, Window, check_usable, lock_volume, open_volume, window_of
 from lukshdrfs.volume.recognition import plaintext_signature
-from lukshdrfs.volume.volume import Extent, Volume
+from lukshdrfs.volume.volume import Volume
 from lukshdrfs.volume.wipe import fill_with_random
 from lukshdrfs.volume.writing import sync_descriptor, write_all
 

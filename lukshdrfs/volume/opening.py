@@ -19,8 +19,9 @@ from lukshdrfs.luks.unlock_work import check_work_to_unlock
 from lukshdrfs.payload import FilePayload, Payload, is_network, is_plain, open_indirect
 from lukshdrfs.secret import SecretBytes
 from lukshdrfs.sectors import round_down
+from lukshdrfs.volume.extent import Extent
 from lukshdrfs.volume.header_source import HeaderPin, read_header, source_descriptor
-from lukshdrfs.volume.volume import Extent, Volume
+from lukshdrfs.volume.volume import Volume
 
 log = logging.getLogger(__name__)
 

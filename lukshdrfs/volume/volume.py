@@ -12,45 +12,22 @@ import errno
 import logging
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from types import MappingProxyType
 from typing import Self
 
-from lukshdrfs.cipher import SectorCipher
 from lukshdrfs.errors import PayloadError, ReadOnlyError
 from lukshdrfs.payload import Payload
+from lukshdrfs.payload.holes import unwritten_end
 from lukshdrfs.sectors import IV_SECTOR, SectorSpan, round_down
 from lukshdrfs.volume.direct_access import DirectAccess, DirectExtent
+from lukshdrfs.volume.extent import Extent
 from lukshdrfs.volume.sector_locks import SectorLocks
 
 log = logging.getLogger(__name__)
 
 _GROW_STEP = 1 << 20
 """Bytes, whole sectors of any size."""
-
-
-@dataclass(frozen=True, slots=True)
-class Extent:
-    """A segment in its place: which plaintext it holds, and where its ciphertext is."""
-
-    start: int
-    """First byte of the plaintext."""
-    size: int
-    """Bytes; a multiple of the sector size."""
-    payload_offset: int
-    """First byte on the payload."""
-    sector_size: int
-    iv_tweak: int
-    """Number of the first sector's IV, in 512-byte sectors."""
-    cipher: SectorCipher | None
-    """None for a linear segment, which is stored as it is."""
-    dynamic: bool = False
-    """Whether it reaches as far as the payload does: only the last one can."""
-
-    @property
-    def end(self) -> int:
-        """First byte of the plaintext behind it."""
-        return self.start + self.size
 
 
 class Volume:
@@ -188,6 +165,14 @@ class Volume:
         0 where only a server could tell. Raises PayloadError.
         """
         return 0 if self._payload.descriptor is None else self.room() - self.size
+
+    def unwritten_end(self) -> int:
+        """Return how many bytes at the end, in whole sectors, are a hole of the payload; 0 if there are others, too."""
+        last = self._extents[-1]
+        if self._payload.descriptor is None or not last.dynamic:
+            return 0
+        end = last.payload_offset + last.size
+        return round_down(unwritten_end(self._payload.descriptor, last.payload_offset, end), last.sector_size)
 
     def refresh_size(self) -> None:
         """Notice that the payload has become longer or shorter. Raises PayloadError if not even a sector is left."""
