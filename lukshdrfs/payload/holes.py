@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from lukshdrfs.payload.block_scan import BLOCK
 
 _REMEMBERED = 1 << 16
+_LEAST_DATA = 1 << 20
 
 
 @dataclass(slots=True)
@@ -70,10 +71,11 @@ def unwritten_end(descriptor: int, start: int, size: int) -> int:
     """
     Return how many bytes at the end of an open file of `size` bytes are a hole, where nothing from `start` on is one.
 
-    So a file looks that was made longer. 0 for what is sparse elsewhere, too, or not at all.
+    So a file looks that was made longer. 0 for what is sparse elsewhere, too, or not at all, and for less than 1 MiB
+    before the hole: a sparse disk with a partition table and nothing else.
     """
     hole = _seek(descriptor, start, os.SEEK_HOLE, size)
-    if not start < hole < size or _seek(descriptor, hole, os.SEEK_DATA, size) < size:
+    if not start + _LEAST_DATA <= hole < size or _seek(descriptor, hole, os.SEEK_DATA, size) < size:
         return 0
     return size - hole
 
