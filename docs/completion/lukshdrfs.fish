@@ -237,6 +237,7 @@ complete -c lukshdrfs -n '_shtab_lukshdrfs_using key change' -l new-keyfile-offs
 complete -c lukshdrfs -n '_shtab_lukshdrfs_using key change' -l new-keyfile-size -x -d 'use only these many'
 complete -c lukshdrfs -n '_shtab_lukshdrfs_using key change' -l new-passphrase-file -xka "(__fish_complete_path (commandline -ct))" -d 'the first line is the new passphrase'
 complete -c lukshdrfs -n '_shtab_lukshdrfs_using key change' -l priority -x -d 'when it is tried: ignore, normal, prefer (luks2); with --key-slot alone, nothing else changes'
+complete -c lukshdrfs -n '_shtab_lukshdrfs_using key change' -l in-place -d 'where there is no room for the old and the new key material: overwrite the old one. A power failure in that moment loses the keyslot'
 complete -c lukshdrfs -n '_shtab_lukshdrfs_using key change' -l hash -x -d 'of the AF splitter and pbkdf2 (sha256; luks1: the header'"'"'s)'
 complete -c lukshdrfs -n '_shtab_lukshdrfs_using key change' -l pbkdf -x -d 'argon2id, argon2i or pbkdf2 (argon2id; luks1: pbkdf2)'
 complete -c lukshdrfs -n '_shtab_lukshdrfs_using key change' -l pbkdf-memory -x -d 'of argon2; at most half of the memory by itself'

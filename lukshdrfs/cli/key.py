@@ -20,11 +20,12 @@ from lukshdrfs.cli.arguments import (
     key_bytes,
     new_secret_source,
 )
+from lukshdrfs.cli.consequences import warn_of_orphans, warn_of_overwriting
 from lukshdrfs.cli.description import PRIORITIES, describe_keyslots
 from lukshdrfs.cli.quantities import number
 from lukshdrfs.cli.secrets import new_secret
 from lukshdrfs.cli.shared_keys import add_to_all, change_all, remove_all
-from lukshdrfs.cli.unlocking import editable_header, header_to_edit, readable_header, unlocked
+from lukshdrfs.cli.unlocking import authorised, editable_header, header_to_edit, readable_header, unlocked
 from lukshdrfs.errors import UsageError
 from lukshdrfs.luks import Header
 from lukshdrfs.luks.edit import NewKeyslot
@@ -89,6 +90,12 @@ def _add_parser_of_change(commands: Subparsers) -> None:
     parser.add_argument(
         "--priority", metavar="P", help=f"{_PRIORITY_HELP}; with --key-slot alone, nothing else changes"
     )
+    parser.add_argument(
+        "--in-place",
+        action="store_true",
+        help="where there is no room for the old and the new key material: overwrite the old one. "
+        "A power failure in that moment loses the keyslot",
+    )
     add_kdf(parser, "of the AF splitter and pbkdf2 (sha256; luks1: the header's)")
     parser.set_defaults(run=_change)
 
@@ -143,7 +150,9 @@ def _change(arguments: argparse.Namespace) -> int:
         prompt = f"New passphrase for keyslot {changed}: "
         with new_secret(source, prompt) as secret, editable_header(arguments, warn=False) as file:
             check_unchanged(file.header, header, key.digest, changed)
-            file.apply(change_keyslot(file.header, changed, key.volume_key, secret, slot))
+            edit = change_keyslot(file.header, changed, key.volume_key, secret, slot, in_place=arguments.in_place)
+            warn_of_overwriting(edit, file.header, changed)
+            file.apply(edit)
     _say(f"keyslot {changed} changed")
     return 0
 
@@ -161,16 +170,18 @@ def _names_a_secret(arguments: argparse.Namespace, *more: str) -> bool:
 
 
 def _remove(arguments: argparse.Namespace) -> int:
-    if arguments.volume_key_file is not None:
+    if arguments.volume_key_file is not None and arguments.key_slot is None:
         raise UsageError("the volume key is no keyslot's alone; name the keyslot to remove with --key-slot")
     header, removed, digest = header_to_edit(arguments), arguments.key_slot, None
     if shared_payloads(header):
-        gone = remove_all(arguments, header, None if _names_a_secret(arguments) else removed)
+        gone = remove_all(arguments, header, removed, authorise=_names_a_secret(arguments))
         _say(f"keyslots {gone} removed")
         return 0
-    if removed is None or _names_a_secret(arguments):
+    if removed is None:
         with unlocked(header, arguments) as key:
             removed, digest = key.keyslot, key.digest
+    elif _names_a_secret(arguments):
+        digest = authorised(header, arguments, removed)
     with editable_header(arguments, warn=False) as file:
         if digest is not None:
             check_unchanged(file.header, header, digest, removed)
@@ -178,7 +189,9 @@ def _remove(arguments: argparse.Namespace) -> int:
         left = {slot.id for slot in file.header.keyslots if _opens(file.header, slot.id)} - {removed}
         if not left and not arguments.force:
             raise UsageError(f"keyslot {removed} is the last that opens the volume; --force removes it all the same")
+        before = file.header
         file.apply(edit)
+        warn_of_orphans(before, file.header)
     _say(f"keyslot {removed} removed")
     return 0
 

@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 from lukshdrfs.cli.arguments import kdf_limits, secret_source
+from lukshdrfs.cli.consequences import warn_of_orphans, warn_of_overwriting
 from lukshdrfs.cli.secrets import SecretSource, new_secret
 from lukshdrfs.cli.unlocking import editable_header, header_name
 from lukshdrfs.errors import LukshdrfsError, OutOfMemory, UsageError, WrongKey
@@ -91,14 +92,24 @@ def change_all(
         with new_secret(source, "New passphrase: ") as secret, editable_header(arguments, warn=False) as file:
             for key, number in zip(keys, changed, strict=True):
                 check_unchanged(file.header, header, key.digest, number)
-                file.apply(change_keyslot(file.header, number, key.volume_key, secret, _salted(slot)))
+                edit = change_keyslot(
+                    file.header, number, key.volume_key, secret, _salted(slot), in_place=arguments.in_place
+                )
+                warn_of_overwriting(edit, file.header, number)
+                file.apply(edit)
     return changed
 
 
-def remove_all(arguments: argparse.Namespace, header: Header, named: int | None) -> list[int]:
-    """Remove the keyslots of one passphrase, by one of their numbers or by the passphrase; return all their numbers."""
+def remove_all(
+    arguments: argparse.Namespace, header: Header, named: int | None, *, authorise: bool = False
+) -> list[int]:
+    """
+    Remove the keyslots of one passphrase, by one of their numbers or by the passphrase; return all their numbers.
+
+    `authorise` asks for a passphrase, any one, before keyslots that are named are removed.
+    """
     opened: list[tuple[int, int]] = []
-    if named is None:
+    if named is None or authorise:
         with unlocked_all(header, arguments) as keys:
             opened = [(key.digest, key.keyslot) for key in keys if key.keyslot is not None]
     with editable_header(arguments, warn=False) as file:
@@ -106,8 +117,10 @@ def remove_all(arguments: argparse.Namespace, header: Header, named: int | None)
             check_unchanged(file.header, header, digest, number)
         removed = [number for _, number in opened] if named is None else list(same_passphrase(file.header, named))
         _check_what_is_left(file.header, set(removed), force=arguments.force)
+        before = file.header
         for number in removed:
             file.apply(remove_keyslot(file.header, number))
+        warn_of_orphans(before, file.header)
     return removed
 
 

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 from lukshdrfs.cli.arguments import kdf_limits, pin, secret_source
-from lukshdrfs.errors import UsageError
+from lukshdrfs.errors import KeyslotError, NoUsableKeyslot, UnsupportedFeature, UsageError, WrongKey
 from lukshdrfs.luks import Digest, Header, KdfLimits, UnlockedKey, accept_volume_key, unlock
 from lukshdrfs.luks.keyslots import volume_digest
 from lukshdrfs.luks.unlock_work import check_work_to_unlock
@@ -64,6 +64,33 @@ def unlocked(header: Header, arguments: argparse.Namespace) -> Iterator[Unlocked
         yield key
     finally:
         key.volume_key.wipe()
+
+
+def authorised(header: Header, arguments: argparse.Namespace, keyslot: int) -> int:
+    """
+    Ask for the secret of any keyslot, as cryptsetup's `luksKillSlot` does before it destroys one.
+
+    Return the number of the digest of `keyslot`. Raises WrongKey if the secret opens neither the volume nor `keyslot`,
+    NoUsableKeyslot if that is not in use.
+    """
+    if header.keyslot(keyslot) is None:
+        raise NoUsableKeyslot(f"keyslot {keyslot} is not in use")
+    source, limits = secret_source(arguments), kdf_limits(arguments)
+    volume, digest = volume_digest(header), _digest(header, keyslot)
+    if source.volume_key_file is None:
+        check_work_to_unlock(header, [volume, digest], None, limits or KdfLimits())
+
+    def check(secret: SecretBytes) -> None:
+        if source.volume_key_file is not None:
+            accept_volume_key(header, volume, secret, limits).volume_key.wipe()
+            return
+        try:
+            unlock(header, volume, secret, None, limits).volume_key.wipe()
+        except (KeyslotError, NoUsableKeyslot, UnsupportedFeature, WrongKey):
+            unlock(header, digest, secret, keyslot, limits).volume_key.wipe()
+
+    source.try_until(f"Any passphrase for {header_name(arguments)}: ", check)
+    return digest.id
 
 
 def _digest(header: Header, keyslot: int | None) -> Digest:

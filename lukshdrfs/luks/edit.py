@@ -2,7 +2,8 @@
 Changes of a header as values: what is to be written where, in steps that each must be on the storage before the next.
 
 Whatever the moment at which the power fails, what is there then opens with the old keys or with the new ones. That
-holds for storage that writes sectors of 512 bytes whole, in any order between two syncs.
+holds for storage that writes sectors of 512 bytes whole, in any order between two syncs. The one exception says so of
+itself: an edit `in_place`.
 """
 
 from __future__ import annotations
@@ -36,10 +37,12 @@ class HeaderEdit:
     """Steps in their order; all of one step's writes are synced before the next step begins."""
 
     steps: tuple[Step, ...]
+    in_place: bool = False
+    """Whether key material is overwritten by its successor: a crash before the first step's end loses that keyslot."""
 
     def then(self, other: HeaderEdit) -> HeaderEdit:
         """Return both, one after the other."""
-        return HeaderEdit(self.steps + other.steps)
+        return HeaderEdit(self.steps + other.steps, self.in_place or other.in_place)
 
     def applied_to(self, area: bytes) -> bytes:
         """Return a header's bytes as they are afterwards; it does not get longer."""

@@ -104,11 +104,22 @@ def add_keyslot(
 
 
 def change_keyslot(
-    header: Header, number: int, volume_key: SecretBytes, passphrase: SecretBytes, slot: NewKeyslot
+    header: Header,
+    number: int,
+    volume_key: SecretBytes,
+    passphrase: SecretBytes,
+    slot: NewKeyslot,
+    *,
+    in_place: bool = False,
 ) -> HeaderEdit:
-    """Return the edit that gives a keyslot another passphrase; the old or the new one opens it at any moment."""
+    """
+    Return the edit that gives a keyslot another passphrase; the old or the new one opens it at any moment.
+
+    Where there is no room for both, and `in_place` says so, there is a moment at which neither does: the edit says that
+    it is `in_place`. Without it, HeaderError (LUKS2) or UsageError (LUKS1) is raised.
+    """
     change = luks1_edit.change_keyslot if header.version == 1 else luks2_edit.change_keyslot
-    return change(header, number, volume_key, passphrase, slot)
+    return change(header, number, volume_key, passphrase, slot, in_place=in_place)
 
 
 def remove_keyslot(header: Header, number: int) -> HeaderEdit:

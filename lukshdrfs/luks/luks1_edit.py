@@ -38,21 +38,31 @@ def add_keyslot(
 
 
 def change_keyslot(
-    header: Header, number: int, volume_key: SecretBytes, passphrase: SecretBytes, slot: NewKeyslot
+    header: Header,
+    number: int,
+    volume_key: SecretBytes,
+    passphrase: SecretBytes,
+    slot: NewKeyslot,
+    *,
+    in_place: bool = False,
 ) -> HeaderEdit:
     """
     Return the edit by which a keyslot takes another passphrase.
 
-    A free keyslot has the new one until the old one's place is taken over. Raises UsageError if none is free.
+    A free keyslot has the new one until the old one's place is taken over. Where none is free, and `in_place` says so,
+    the keyslot is overwritten at once. Raises UsageError if none is free and it does not.
     """
     old = _slot(header, number)
-    try:
-        spare = _free_slot(header, None)
-    except UsageError:
+    spare = next((entry for entry in read_slots(header.area) if entry.active == DISABLED), None)
+    if spare is None and not in_place:
         raise UsageError(
-            "all keyslots are in use, and a change needs a free one for a moment; remove one first"
-        ) from None
+            "all keyslots are in use, and a change needs a free one for a moment; --in-place does without, "
+            "or remove another keyslot first"
+        )
     material = _sealed(header, volume_key, passphrase, slot)
+    if spare is None:
+        entry = _parameters(old, slot.kdf.iterations, slot.kdf.salt, ENABLED)
+        return HeaderEdit(((Write(old.offset_sectors * SECTOR, material), entry),), in_place=True)
     return (
         _enabling(spare, slot.kdf, material)
         .then(HeaderEdit(((_state(old, DISABLED),),)))
@@ -112,9 +122,9 @@ def _state(slot: Slot, active: int) -> Write:
     return Write(_entry_offset(slot), struct.pack(">I", active))
 
 
-def _parameters(slot: Slot, iterations: int, salt: bytes) -> Write:
-    """Return an entry that is not in use."""
-    return Write(_entry_offset(slot), SLOT.pack(DISABLED, iterations, salt, slot.offset_sectors, STRIPES))
+def _parameters(slot: Slot, iterations: int, salt: bytes, active: int = DISABLED) -> Write:
+    """Return an entry, which is not in use unless `active` says so."""
+    return Write(_entry_offset(slot), SLOT.pack(active, iterations, salt, slot.offset_sectors, STRIPES))
 
 
 def _enabling(slot: Slot, kdf: Kdf, material: bytes) -> HeaderEdit:

@@ -15,7 +15,7 @@ from typing import Any
 
 from lukshdrfs.errors import HeaderError, NoUsableKeyslot, UnsupportedFeature, UsageError
 from lukshdrfs.luks.edit import HeaderEdit, NewKeyslot, Write, wiping
-from lukshdrfs.luks.key_material import AREA_ALIGNMENT, seal
+from lukshdrfs.luks.key_material import AREA_ALIGNMENT, material_size, seal
 from lukshdrfs.luks.luks2_binary import BinaryHeader, choose_copy, read_copies
 from lukshdrfs.luks.luks2_check import BINARY_SIZE
 from lukshdrfs.luks.luks2_format import base64_text, check_label
@@ -77,22 +77,45 @@ def put_keyslot(
 
 
 def change_keyslot(
-    header: Header, number: int, volume_key: SecretBytes, passphrase: SecretBytes, slot: NewKeyslot
+    header: Header,
+    number: int,
+    volume_key: SecretBytes,
+    passphrase: SecretBytes,
+    slot: NewKeyslot,
+    *,
+    in_place: bool = False,
 ) -> HeaderEdit:
     """
     Return the edit by which a keyslot takes another passphrase: a new area first, then the metadata, then the old one.
 
-    Raises HeaderError if there is no room for a second area.
+    Where there is no room for a second area, and `in_place` says so, the keyslot's own is overwritten, together with
+    the copy of the metadata that is not in use, as cryptsetup overwrites it (lib/setup.c,
+    `crypt_keyslot_change_by_passphrase`). Raises HeaderError if there is no room and it does not.
     """
     metadata = editable_metadata(header)
     old = _member(metadata["keyslots"], number)
-    offset, material = _sealed(metadata, volume_key, passphrase, slot)
-    new = {**old, **_keyslot_object(slot, len(volume_key), offset, len(material))}
+    old_offset, old_size = int(old["area"]["offset"]), int(old["area"]["size"])
+    overwrite = False
+    try:
+        offset, size = _free_area(metadata, needed := material_size(len(volume_key))), needed
+    except HeaderError:
+        if not in_place:
+            raise HeaderError(
+                f"the header has no room for a second area of keyslot {number}; --in-place overwrites its own, "
+                "or remove another keyslot first"
+            ) from None
+        offset, size, overwrite = old_offset, old_size, True
+        if size < len(volume_key) * STRIPES:
+            raise HeaderError(f"keyslot {number}: its area of {size} bytes holds no key of this size") from None
+    material = seal(volume_key, passphrase, slot)[:size]
+    new = {**old, **_keyslot_object(slot, len(volume_key), offset, size)}
     if slot.priority is not None:
         _set_priority(new, slot.priority)
-    old_offset, old_size = int(old["area"]["offset"]), int(old["area"]["size"])
     old.clear()
     old.update(new)
+    if overwrite:
+        first, second = commit(header, metadata).steps
+        return HeaderEdit(((Write(offset, material), *first), second), in_place=True)
     edit = HeaderEdit(((Write(offset, material),),)).then(commit(header, metadata))
     return edit.then(wiping(old_offset, old_size))
 

@@ -15,6 +15,7 @@ from lukshdrfs.luks.capabilities import missing_for_segments
 from lukshdrfs.luks.luks1_repair import misspelt_hash, repair_luks1
 from lukshdrfs.luks.luks2_binary import read_copies
 from lukshdrfs.luks.model import STRIPES, Header, Keyslot
+from lukshdrfs.luks.tokens import orphan_tokens
 
 Severity = Literal["error", "warning", "note"]
 
@@ -46,9 +47,9 @@ def verify(header: Header, size: int) -> tuple[Finding, ...]:
             found.append(Finding("warning", f"digest {digest.id}", digest.unsupported))
     for number, text in missing_for_segments(header):
         found.append(Finding("warning", f"segment {number}", text))
-    for token in header.tokens:
-        if not token.keyslots:
-            found.append(Finding("warning", f"token {token.id}", f"it ({token.type}) is bound to no keyslot"))
+    for token in orphan_tokens(header):
+        text = f"it ({token.type}) is bound to no keyslot, and opens nothing"
+        found.append(Finding("warning", f"token {token.id}", text))
     if not header.keyslots:
         found.append(Finding("warning", "keyslots", "there is none: only the volume key itself opens the volume"))
     if header.requirements:

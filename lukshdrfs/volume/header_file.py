@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import errno
 import os
+import signal
 import stat
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from lukshdrfs.errors import DeviceError, HeaderError, InUse
+from lukshdrfs.errors import DeviceError, HeaderError, InUse, PayloadError
 from lukshdrfs.luks import Header
-from lukshdrfs.luks.edit import HeaderEdit
+from lukshdrfs.luks.edit import HeaderEdit, Write
 from lukshdrfs.luks.free_memory import require_memory
 from lukshdrfs.volume.header_lock import header_lock
 from lukshdrfs.volume.header_source import HeaderPin, parse_from, source_descriptor
@@ -22,6 +23,7 @@ _COPIES = 4
 """How often the bytes of a header are in memory, beside the one that is there, while it is changed."""
 
 _ATTEMPTS = 20
+_ENDING_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT, signal.SIGTSTP)
 
 
 class HeaderFile:
@@ -89,13 +91,44 @@ class HeaderFile:
         """
         require_memory(f"changing header {self.name}", _COPIES * len(self.header.area) // 1024)
         expected = edit.applied_to(self.header.area)  # before anything is written
+        if edit.in_place:
+            with _undisturbed():
+                self._write_or_undo(edit)
+        else:
+            self._write(edit)
+        self.header = parse_from(self._descriptor, self.name)
+        if self.header.area != expected:
+            raise HeaderError(f"header {self.name} does not read back as it was written; its storage is failing")
+
+    def _write(self, edit: HeaderEdit) -> None:
         for step in edit.steps:
             for write in step:
                 write_all(self._descriptor, write.data, write.offset, f"header {self.name}")
             sync_descriptor(self._descriptor, f"header {self.name}")
-        self.header = parse_from(self._descriptor, self.name)
-        if self.header.area != expected:
-            raise HeaderError(f"header {self.name} does not read back as it was written; its storage is failing")
+
+    def _write_or_undo(self, edit: HeaderEdit) -> None:
+        """Write an edit that overwrites key material; if the storage fails, put back what was there."""
+        try:
+            self._write(edit)
+        except PayloadError as error:
+            area = self.header.area
+            writes = [Write(write.offset, area[write.offset : write.end]) for step in edit.steps for write in step]
+            try:
+                self._write(HeaderEdit((tuple(writes),)))
+            except PayloadError:
+                lost = "what was there cannot be put back, and the keyslot may be lost"
+                raise PayloadError(f"{error}; {lost}; restore a backup", error.errno) from None
+            raise PayloadError(f"{error}; what was there has been put back", error.errno) from None
+
+
+@contextmanager
+def _undisturbed() -> Iterator[None]:
+    """Put signals off that would end the program, until what must not be cut off is done."""
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, _ENDING_SIGNALS)
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 @contextmanager

@@ -8,8 +8,10 @@ them, inside each, and with any part of what had not been synced on the storage.
 from __future__ import annotations
 
 import dataclasses
+import errno
 import functools
 import hashlib
+import itertools
 import random
 import shutil
 import subprocess
@@ -28,12 +30,14 @@ from support.processes import kill
 from support.tools import program, require
 from support.volumes import MIB
 
-from lukshdrfs.errors import HeaderError, LukshdrfsError
+from lukshdrfs.cipher import CipherSpec
+from lukshdrfs.errors import HeaderError, LukshdrfsError, PayloadError
 from lukshdrfs.luks import Header, parse_header, unlock
-from lukshdrfs.luks.keyslots import volume_digest
+from lukshdrfs.luks.edit import NewKeyslot
+from lukshdrfs.luks.keyslots import change_keyslot, volume_digest
 from lukshdrfs.luks.model import Digest, Keyslot
 from lukshdrfs.secret import SecretBytes
-from lukshdrfs.volume import read_header, repair_header
+from lukshdrfs.volume import header_file, open_header, read_header, repair_header
 
 # to its own user, the program is not open for tracing
 pytestmark = [pytest.mark.root, pytest.mark.needs("cryptsetup", "strace")]
@@ -294,6 +298,60 @@ def test_luks1_only_key_changed(make: MakeVolume) -> None:
         *volume.key_command("change", "--key-file", volume.key(0), "--new-key-file", volume.key(OTHER))
     )
     check_all(recording, Promise([], before=[0], after=[OTHER], dying=1), volume)
+
+
+@pytest.mark.parametrize(("layout", "slot"), [(LUKS1, 0), (LUKS1, 6), (LUKS2, 3)], ids=["luks1", "luks1-6", "luks2"])
+def test_key_changed_in_place(layout: Format, slot: int, make: MakeVolume) -> None:
+    """
+    Where all areas are in use, a key is changed only if that is asked for, and by one synced step.
+
+    A crash in it may cost that keyslot and nothing else: the header is valid, and every other secret opens it.
+    """
+    volume = make(layout, SLOTS)
+    before = volume.header.read_bytes()
+    command = volume.key_command("change", "--key-file", volume.key(slot), "--new-key-file", volume.key(OTHER))
+    refused = lukshdrfs(*command)
+    assert refused.returncode in {1, 4}
+    assert "--in-place" in refused.stderr
+    assert volume.header.read_bytes() == before
+    recording = volume.record(*command, "--in-place")
+    others = rest(slot, slots=SLOTS)
+    check_all(recording, Promise(others, before=[slot], after=[OTHER], one_of_them=False, dying=slot), volume)
+    lost = [
+        number
+        for number, moment in enumerate(recording.moments)
+        for state in moment.states(steps=4)
+        if not {slot, OTHER} & set(keys_in(state["header.img"], [slot, OTHER]))
+    ]
+    assert set(lost) == {0}, "the old or the new key opens it before and after the first step"
+
+
+@pytest.mark.parametrize("failing", [1, 2])
+def test_key_that_storage_refuses_to_change_in_place(
+    failing: int, make: MakeVolume, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """If a write fails on the way, what was there is put back, and the old secret opens it."""
+    volume = make(LUKS2, SLOTS)
+    before = volume.header.read_bytes()
+    syncs = itertools.count(1)
+
+    def sync(_descriptor: int, what: str) -> None:
+        if next(syncs) == failing:
+            raise PayloadError(f"{what}: no", errno.EIO)
+
+    with open_header(str(volume.header)) as file:
+        slot = file.header.keyslot(3)
+        assert slot is not None
+        assert slot.kdf is not None
+        new = NewKeyslot(slot.kdf, CipherSpec.parse(slot.area.encryption), slot.area.key_size)
+        with SecretBytes.copy_of(secret(3)) as old, SecretBytes.copy_of(secret(OTHER)) as other:
+            key = unlock(file.header, volume_digest(file.header), old, 3)
+            edit = change_keyslot(file.header, 3, key.volume_key, other, new, in_place=True)
+        assert edit.in_place
+        monkeypatch.setattr(header_file, "sync_descriptor", sync)
+        with pytest.raises(PayloadError, match="put back"):
+            file.apply(edit)
+    assert volume.header.read_bytes() == before
 
 
 def test_luks1_uuid(make: MakeVolume) -> None:
