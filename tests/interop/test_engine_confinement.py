@@ -9,24 +9,22 @@ from __future__ import annotations
 import contextlib
 import os
 import re
-import signal
 import socket
 import subprocess
 import sys
-import tempfile
 from pathlib import Path
 
 import pytest
-from support.engines import engine_of, engines_of, first_bytes, opened, refusal
+from support.engines import engine_of, first_bytes, opened, refusal
+from support.ordinary_user import NUMBER, ordinary_user
 from support.processes import kill, wait_gone
 from support.qcow2_images import name_backing_file, name_data_file, new_image
 from support.tools import program
 
-from lukshdrfs.errors import DeviceError, InUse, LukshdrfsError
+from lukshdrfs.errors import DeviceError, InUse
 from lukshdrfs.payload import confined_process, engine
 from lukshdrfs.payload.backing_chain import Layer
-from lukshdrfs.payload.confined_process import SAID_SIZE, Access, ConfinedProcess
-from lukshdrfs.payload.engine import Engine
+from lukshdrfs.payload.confined_process import Access, ConfinedProcess
 from lukshdrfs.payload.engine_payload import EnginePayload
 from lukshdrfs.payload.image_file import ImageFile
 
@@ -197,6 +195,74 @@ def test_an_image_that_cannot_be_made_leaves_nothing(tmp_path: Path) -> None:
     assert not (tmp_path / "new").exists()
 
 
+WITHOUT_LANDLOCK = """
+import ctypes, platform, struct, sys
+def at(code, then, k, otherwise=0): return struct.pack("@HBBI", code, then, otherwise, k)
+# landlock_create_ruleset has the same number everywhere: as on a kernel that does not know it
+program = at(0x20, 0, 0) + at(0x15, 0, 444, 1) + at(0x06, 0, 0x50000 | 38) + at(0x06, 0, 0x7FFF0000)
+kept = ctypes.create_string_buffer(program)
+libc = ctypes.CDLL(None)
+assert not libc.prctl(38, 1, 0, 0, 0)
+filters = ctypes.create_string_buffer(struct.pack("@HxxxxxxP", 4, ctypes.addressof(kept)))
+assert not libc.prctl(22, 2, filters)
+from lukshdrfs.errors import DeviceError
+from lukshdrfs.payload import confined_process, engine, open_indirect
+from lukshdrfs.payload.backing_chain import Layer
+assert not confined_process.restricts_files()
+with open_indirect(sys.argv[1], "qcow2", read_only=False) as payload:
+    payload.write(memoryview(bytes(512)), 0)
+engine.open_chain = lambda image, image_format, **_: [Layer(image, image_format)]
+engine.check_header = lambda _: None
+try:
+    open_indirect(sys.argv[2], "qcow2", read_only=False)
+except DeviceError as error:
+    print(error)
+"""
+
+
+@pytest.mark.root
+def test_a_kernel_without_landlock(image: Path, treasure: Path, tmp_path: Path) -> None:
+    """There, root's engine still has no more rights than the image's owner; that less is kept from it is said."""
+    for folder in (tmp_path, *tmp_path.parents[:2]):
+        folder.chmod(0o755)
+    treasure.chmod(0o640)
+    trap = new_image(tmp_path / "trap", SIZE)
+    name_data_file(trap, str(treasure))
+    for path in (image, trap):
+        os.chown(path, STRANGER, STRANGER)
+    done = subprocess.run(
+        [sys.executable, "-c", WITHOUT_LANDLOCK, image, trap], capture_output=True, text=True, check=True
+    )
+    assert "Permission denied" in done.stdout
+    assert "no Landlock" in done.stderr
+
+
+@pytest.mark.root
+@pytest.mark.needs("fuse", "nsenter", "setpriv", "unshare")
+def test_an_ordinary_users_engine(tmp_path: Path) -> None:
+    """The same holds for a user without any privilege: an image that names that user's own files is refused."""
+    work = (
+        "import os, sys; from lukshdrfs.payload import engine, open_indirect\n"
+        "from lukshdrfs.payload.backing_chain import Layer\n"
+        "with open_indirect('image', 'qcow2', read_only=False) as payload:\n"
+        "    payload.write(memoryview(bytes(512)), 0)\n"
+        "engine.open_chain = lambda image, image_format, **_: [Layer(image, image_format)]\n"
+        "engine.check_header = lambda _: None\n"
+        "try: open_indirect('trap', 'qcow2', read_only=False)\n"
+        "except Exception as error: print(os.geteuid(), error)\n"
+    )
+    with ordinary_user(tmp_path) as user:
+        new_image(user.home / "image", SIZE)
+        name_data_file(new_image(user.home / "trap", SIZE), str(user.home / "letters"))
+        (user.home / "letters").write_bytes(bytes(SIZE))
+        for path in user.home.iterdir():
+            os.chown(path, NUMBER, NUMBER)
+        done = user.run(sys.executable, "-c", work)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.startswith(f"{NUMBER} ")
+    assert "Permission denied" in done.stdout
+
+
 @pytest.mark.root
 def test_as_root_it_runs_as_the_images_owner_without_capabilities(image: Path) -> None:
     """Root's engine has the rights of whose image it is, and no more; root's own image, none of root's powers."""
@@ -232,107 +298,3 @@ def test_an_image_on_a_device(image: Path) -> None:
             assert first_bytes(payload, 11) == b"on a device"
     finally:
         subprocess.run([losetup, "--detach", device], check=True)
-
-
-def test_no_name_of_the_socket_is_left(image: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Nobody can reach the engine or take its socket's place; nothing of anybody's is removed, whatever its name."""
-    runtime = tmp_path / ("long" * 40)  # longer than a socket's path can be
-    runtime.mkdir()
-    other = tmp_path / "other"
-    other.mkdir()
-    (other / "socket").write_text("precious")
-    (runtime / "lukshdrfs-4194303-x").symlink_to(other)
-    (runtime / "lukshdrfs-4194303-y").mkdir()
-    before = sorted(runtime.rglob("*"))
-    monkeypatch.setenv("XDG_RUNTIME_DIR", str(runtime))
-    with opened(image) as payload:
-        assert sorted(runtime.rglob("*")) == before
-        pid = engine_of(image)
-        kill(pid)
-        wait_gone(pid)
-        assert first_bytes(payload) == bytes(8)
-        assert sorted(runtime.rglob("*")) == before
-    assert (other / "socket").read_text() == "precious"
-
-
-@pytest.mark.root
-def test_a_runtime_folder_in_strange_hands(image: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Where there is no runtime folder, that for temporary files is taken; one that cannot be written to is named."""
-    monkeypatch.setenv("XDG_RUNTIME_DIR", str(tmp_path / "gone"))
-    with opened(image):
-        pass
-    monkeypatch.delenv("XDG_RUNTIME_DIR")
-    monkeypatch.setattr(tempfile, "tempdir", "/proc")
-    assert "/proc" in refusal(image)
-
-
-def test_the_engines_own_sentence(image: Path) -> None:
-    """What QEMU says of an image is passed on whole, after the image's name, and nothing of its command line."""
-    for offset, damage, words in (
-        (40, b"\0" * 7 + b"\1", "Active L1 table offset invalid"),
-        (72, b"\x10" + b"\0" * 7, "Unsupported qcow2 feature(s): Unknown incompatible feature: 1000000000000000"),
-        (48, b"\0" * 7 + b"\7", "Reference count table offset invalid"),
-    ):
-        with new_image(image, SIZE).open("r+b") as file:
-            file.seek(offset)
-            file.write(damage)
-        assert refusal(image) == f"payload {image}: {words}"
-    with new_image(image, SIZE).open("r+b"), opened(image), pytest.raises(InUse, match='Failed to get "write" lock'):
-        opened(image)
-    odd = image.with_name('we: "ird\\ {lock} image')
-    image.rename(odd)
-    odd.chmod(0o600)
-    with opened(odd) as payload:
-        assert payload.size == SIZE
-
-
-def test_what_a_program_says_is_bounded(tmp_path: Path) -> None:
-    """A program that never stops talking fills no memory, and is not held up either; its first words are kept."""
-    done = tmp_path / "done"
-    done.write_bytes(b"")
-    with done.open("r+b") as file:
-        talker = ConfinedProcess(
-            "/bin/sh",
-            ["-c", "n=0; while [ $n -lt 20000 ]; do echo line $n >&2; n=$((n + 1)); done; echo x >&3"],
-            [(file.fileno(), Access.NONE)], owner=US,
-        )  # fmt: skip
-        talker.wait(60)
-    said = talker.said()
-    assert said[0] == "line 0"
-    assert sum(map(len, said)) <= SAID_SIZE
-    talker.close()
-    assert done.read_bytes() == b"x\n"
-
-
-def test_an_engine_that_hangs_is_not_waited_for_long(image: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """One that does not get ready, or does not end, is killed when its time is over."""
-    monkeypatch.setattr(engine, "START_PATIENCE_S", 0.3)
-    monkeypatch.setattr(engine, "STOP_PATIENCE_S", 0.3)
-    stopped = opened(image)
-    pid = engine_of(image)
-    os.kill(pid, signal.SIGSTOP)
-    stopped.close()
-    wait_gone(pid)
-    monkeypatch.setattr(engine, "find_program", lambda *_: "/bin/sh")
-    monkeypatch.setattr(Engine, "_options", lambda *_: [("-c", "while :; do :; done")])
-    ends: list[int | None] = []
-    killed = ConfinedProcess.kill
-
-    def kill_and_note(process: ConfinedProcess) -> None:
-        killed(process)
-        ends.append(process.wait(0))
-
-    monkeypatch.setattr(ConfinedProcess, "kill", kill_and_note)
-    with pytest.raises(DeviceError, match="does not get ready"):
-        Engine(ImageFile.open(str(image), read_only=False), "qcow2")
-    assert ends[0] == -signal.SIGKILL
-
-
-def test_closing_ends_an_engine_that_starts(image: Path) -> None:
-    """Whoever closes an image does not wait for an engine that is being started again."""
-    payload = opened(image)
-    kill(engine_of(image))
-    payload.close()
-    assert not engines_of(image)
-    with pytest.raises(LukshdrfsError):
-        payload.flush()
