@@ -13,6 +13,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 BIN = Path(sys.executable).parent
+BEFORE = os.environ.get("LUKSHDRFS_BEFORE")
+"""The `bin/` of another lukshdrfs, an earlier one for instance, to be measured beside this one."""
 FLOOR = Path(__file__).with_name("floor.py")
 PATIENCE_S = 30.0
 TICKS = os.sysconf("SC_CLK_TCK")
@@ -123,10 +125,10 @@ def wait_for(condition: Callable[[], bool], what: str) -> None:
 
 
 @contextlib.contextmanager
-def lukshdrfs_mount(bench: Workbench, payload: Path | str, *options: str) -> Iterator[Running]:
+def lukshdrfs_mount(bench: Workbench, payload: Path | str, *options: str, programs: Path = BIN) -> Iterator[Running]:
     """Run this program on a payload."""
     start = time.monotonic()
-    run(BIN / "lukshdrfs", "mount", "--key-file", bench.key, *options, payload, bench.mountpoint)
+    run(programs / "lukshdrfs", "mount", "--key-file", bench.key, *options, payload, bench.mountpoint)
     seconds = time.monotonic() - start
     image = bench.mountpoint / "image"
     try:
@@ -134,12 +136,12 @@ def lukshdrfs_mount(bench: Workbench, payload: Path | str, *options: str) -> Ite
         children = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()  # engines
         yield Running(image, [int(pid), *map(int, children)], seconds)
     finally:
-        run(BIN / "lukshdrfs", "unmount", bench.mountpoint)
+        run(programs / "lukshdrfs", "unmount", bench.mountpoint)
 
 
-def lukshdrfs(*options: str) -> Contender:
+def lukshdrfs(*options: str, programs: Path = BIN) -> Contender:
     """Return this program on the volume that all can open."""
-    return lambda bench: lukshdrfs_mount(bench, bench.luks1, *options)
+    return lambda bench: lukshdrfs_mount(bench, bench.luks1, *options, programs=programs)
 
 
 def lukshdrfs_4096(bench: Workbench) -> contextlib.AbstractContextManager[Running]:
@@ -224,6 +226,9 @@ def contenders() -> dict[str, Contender]:
         "lukshdrfs-4096": lukshdrfs_4096,
         "floor": floor,
     }
+    if BEFORE:
+        found["before"] = lukshdrfs(programs=Path(BEFORE))
+        found["before-python"] = lukshdrfs("--data-path", "python", programs=Path(BEFORE))
     if qemu_program("qemu-storage-daemon"):
         found["qemu"] = qemu
     if shutil.which("nbdkit") and shutil.which("nbdfuse"):
