@@ -21,6 +21,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from support.golden import unpacked
 from support.luks2_edit import metadata, with_json_area, with_metadata
+from support.tools import program
 
 from lukshdrfs.errors import HeaderError
 from lukshdrfs.luks import parse_header
@@ -104,7 +105,7 @@ def cryptsetup_accepts(header: bytes, folder: Path) -> bool:
     """Show a header to cryptsetup; it may repair its own copy."""
     file = folder / "header.img"
     file.write_bytes(header)
-    shown = subprocess.run(["cryptsetup", "luksDump", file], capture_output=True, check=False)
+    shown = subprocess.run([program("cryptsetup"), "luksDump", file], capture_output=True, check=False)
     assert shown.returncode in (0, 1), shown.stderr
     return shown.returncode == 0
 
