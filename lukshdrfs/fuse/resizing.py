@@ -135,7 +135,7 @@ class Resizing:
             self._tell_lane()
             if self._volume.size != before:
                 self._say_refreshed(before, self._volume.size)
-                self._tell_kernel()
+                await self._tell_kernel()
 
     @staticmethod
     def _say_refreshed(before: int, now: int) -> None:
@@ -194,6 +194,7 @@ class Resizing:
         """Do what is asked for, one after the other, until the mount ends."""
         async for wish in self._wishes:
             async with self._turn:
+                before = self._volume.size
                 try:
                     await self._in_thread(self._carry_out, wish, limiter=self._limiter)
                 except LukshdrfsError as error:
@@ -205,9 +206,11 @@ class Resizing:
                     self._note_failure(str(error), LukshdrfsError.exit_code)
                 else:
                     log.info("the volume has %d bytes now", self._volume.size)
-                    self._progress["state"] = "done"
                 self._tell_lane()
-                self._tell_kernel()
+                if self._volume.size != before:
+                    await self._tell_kernel()
+                if self._progress["state"] == "running":
+                    self._progress["state"] = "done"
 
     def _note_failure(self, reason: str, exit_code: int) -> None:
         log.error("the volume keeps its size: %s", reason)
@@ -219,23 +222,20 @@ class Resizing:
         size = volume.room() if wish.size is None else wish.size
         if size > before:
             self._progress["total"] = size - before
-            volume.lengthen(size, fill=wish.fill, go_on=self._go_on)
+            # the lane first: what is seen of the volume can be read and written
+            volume.lengthen(size, fill=wish.fill, go_on=self._go_on, before_shown=lambda: self._tell_lane_of(size))
         elif size < before and wish.size is None:
             log.error("the payload was cut off: of the volume's %d bytes, only %d are left", before, size)
-            self._shorten_lane(size)
+            self._tell_lane_of(size)
             volume.refresh_size()
         elif size < before and not wish.shrink:
             raise UsageError(f"it has {before} bytes, and those behind {size} would be lost; --shrink takes them away")
         elif size < before:
-            self._shorten_lane(size)
+            self._tell_lane_of(size)
             try:
                 volume.resize(size)
             finally:
                 self._tell_lane()
-
-    def _shorten_lane(self, size: int) -> None:
-        if self.lane:
-            self.lane.set_size(size)
 
     def _go_on(self, done: int) -> bool:
         trio.from_thread.check_cancelled()  # the mount ends
@@ -243,9 +243,17 @@ class Resizing:
         return bool(self._current) and not self._locked()
 
     def _tell_lane(self) -> None:
-        if self.lane:
-            self.lane.set_size(self._volume.size)
+        self._tell_lane_of(self._volume.size)
 
-    def _tell_kernel(self) -> None:
+    def _tell_lane_of(self, size: int) -> None:
+        if self.lane:
+            self.lane.set_size(size)
+
+    async def _tell_kernel(self) -> None:
+        """Have it ask for the size, and forget what it has cached: its last page may have ended with the volume."""
+        # in a thread: pages that a program has mapped and changed are written first, to us
+        await trio.to_thread.run_sync(self._invalidate)
+
+    def _invalidate(self) -> None:
         with contextlib.suppress(OSError):  # it does not know the image any more
-            pyfuse3.invalidate_inode(self._image, attr_only=True)
+            pyfuse3.invalidate_inode(self._image)

@@ -82,7 +82,14 @@ class Volume:
         with self._locks.hold(size, before, exclusive=True):  # those who are still at the end that goes
             self._payload.resize(last.payload_offset + size - last.start)
 
-    def lengthen(self, size: int, *, fill: bool = True, go_on: Callable[[int], bool] = lambda _done: True) -> None:
+    def lengthen(
+        self,
+        size: int,
+        *,
+        fill: bool = True,
+        go_on: Callable[[int], bool] = lambda _done: True,
+        before_shown: Callable[[], None] = lambda: None,
+    ) -> None:
         """
         Make the volume `size` bytes long, no less than it is, and its payload where that is shorter.
 
@@ -91,9 +98,11 @@ class Volume:
         writes go on meanwhile; there may be no other change of the size.
 
         `go_on` is called with the bytes that are filled, after each step; once it returns False, or raises, the payload
-        is as long as it was, and the volume, too. Raises PayloadError: with EPERM where the size of the volume or of
-        the payload is fixed, EINVAL unless `size` is whole sectors and no less than what the payload has, ECANCELED if
-        it was not to go on, or the storage's errno; ReadOnlyError.
+        is as long as it was, and the volume, too. `before_shown` is called when nothing can fail any more.
+
+        Raises PayloadError: with EPERM where the size of the volume or of the payload is fixed, EINVAL unless `size` is
+        whole sectors and no less than what the payload has, ECANCELED if it was not to go on, or the storage's errno;
+        ReadOnlyError.
         """
         last = self._extents[-1]
         self._check_size(size)
@@ -119,6 +128,7 @@ class Volume:
             if size > room:
                 self._payload.resize(before)
             raise
+        before_shown()
         self._set_size(size)
 
     def _fill(self, last: Extent, size: int, go_on: Callable[[int], bool]) -> None:

@@ -11,12 +11,12 @@ import time
 from pathlib import Path
 
 import pytest
-from support.cryptsetup import LuksFiles, decrypted
+from support.cryptsetup import XTS_512, LuksFiles, decrypted
 from support.devices import loop_device
 from support.mounts import LUKSHDRFS, Mounted, foreground, lukshdrfs
 from support.processes import wait_gone
 from support.tools import program
-from support.volumes import MIB
+from support.volumes import MIB, MakeVolume
 from support.waiting import wait_until
 
 pytestmark = pytest.mark.needs("fuse", "cryptsetup")
@@ -100,6 +100,33 @@ def test_refusals_are_one_line(mounted: Mounted) -> None:
         assert reason in done.stderr
     assert mounted.payload.read_bytes() == before
     assert mounted.image.stat().st_size == 4 * MIB
+
+
+@pytest.mark.parametrize("data_path", ["native", "python"])
+def test_the_page_at_the_old_end_is_read_again(data_path: str, make_volume: MakeVolume) -> None:
+    """A volume may end within a page of memory: what comes after that is the payload's, and not what was cached."""
+    files = make_volume(XTS_512)
+    os.truncate(files.payload, MIB + 512)
+    with (
+        Mounted(files.payload, "--data-path", data_path, header=files.header, key_file=files.key_file) as mount,
+        mount.image.open("rb", buffering=0) as image,
+    ):
+        assert len(os.pread(image.fileno(), 4096, MIB)) == 512
+        with files.payload.open("ab") as payload:
+            payload.write(b"ciphertext" * SECTOR)
+        assert resize(mount, "--no-fill").returncode == 0
+        seen = os.pread(image.fileno(), 3 * SECTOR, MIB)
+        assert seen[512:SECTOR].count(0) < 100, "zeros, which were cached"
+    assert seen == decrypted(files)[MIB : MIB + 3 * SECTOR]
+
+
+def test_on_a_mountpoint_that_is_a_file(volume: LuksFiles, tmp_path: Path) -> None:
+    """The image itself is asked then."""
+    mountpoint = tmp_path / "file"
+    mountpoint.touch()
+    with Mounted(volume.payload, header=volume.header, key_file=volume.key_file, mountpoint=mountpoint) as mount:
+        assert resize(mount, "5M").returncode == 0
+        assert mount.image.stat().st_size == 5 * MIB
 
 
 def test_it_shortens_on_request(mounted: Mounted, volume: LuksFiles) -> None:
