@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import errno
 import os
 import signal
 import stat
@@ -17,6 +16,7 @@ from lukshdrfs.luks.free_memory import require_memory
 from lukshdrfs.volume.header_lock import header_lock
 from lukshdrfs.volume.header_source import HeaderPin, parse_from, source_descriptor
 from lukshdrfs.volume.new_header_file import replace_header_file
+from lukshdrfs.volume.writable import check_writable_device, not_writable
 from lukshdrfs.volume.writing import sync_descriptor, write_all
 
 _COPIES = 4
@@ -153,6 +153,7 @@ def locked_for_writing(name: str) -> Iterator[int]:
     for _ in range(_ATTEMPTS):
         descriptor = open_for_writing(name, "header")
         try:
+            check_writable_device(descriptor, name, f"header {name}")
             with header_lock(descriptor, name, exclusive=True):
                 if _is_still(descriptor, name):
                     yield descriptor
@@ -167,9 +168,7 @@ def open_for_writing(name: str, what: str) -> int:
     try:
         descriptor = os.open(name, os.O_RDWR)
     except OSError as error:
-        if error.errno in (errno.EACCES, errno.EROFS, errno.EPERM, errno.ETXTBSY) and os.access(name, os.R_OK):
-            raise DeviceError(f"{what} {name} cannot be written to: {os.strerror(error.errno)}") from None
-        raise DeviceError(f"{what} {name}: {os.strerror(error.errno or 0)}") from None
+        raise not_writable(name, f"{what} {name}", error) from None
     mode = os.fstat(descriptor).st_mode
     if not (stat.S_ISREG(mode) or stat.S_ISBLK(mode)):
         os.close(descriptor)
