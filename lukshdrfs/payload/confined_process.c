@@ -134,7 +134,8 @@ static int restrict_files(const struct confined_process *wanted) {
 #define ARCHITECTURE AUDIT_ARCH_AARCH64
 #endif
 
-/* Refuse what would reach something that is no file: servers, other processes, keys. */
+/* Refuse what would reach something that is no file (servers, other processes, keys), and what changes a file by its
+ * name without opening it, which Landlock does not look at (truncating: before version 3). */
 static int restrict_calls(void) {
 #ifdef ARCHITECTURE
 #define LOAD(field) BPF_STMT(BPF_LD | BPF_W | BPF_ABS, offsetof(struct seccomp_data, field))
@@ -152,7 +153,12 @@ static int restrict_calls(void) {
         REFUSE(socket), REFUSE(connect), REFUSE(bind), REFUSE(open_by_handle_at), REFUSE(ptrace),
         REFUSE(process_vm_readv), REFUSE(process_vm_writev), REFUSE(kill), REFUSE(add_key), REFUSE(request_key),
         REFUSE(keyctl), REFUSE(bpf), REFUSE(perf_event_open), REFUSE(userfaultfd), REFUSE(mount), REFUSE(umount2),
-        REFUSE(unshare), REFUSE(setns), REFUSE(chroot), REFUSE(pivot_root),
+        REFUSE(unshare), REFUSE(setns), REFUSE(chroot), REFUSE(pivot_root), REFUSE(truncate), REFUSE(fchmod),
+        REFUSE(fchmodat), REFUSE(fchown), REFUSE(fchownat), REFUSE(setxattr), REFUSE(lsetxattr), REFUSE(fsetxattr),
+        REFUSE(removexattr), REFUSE(lremovexattr), REFUSE(utimensat),
+#ifdef __NR_chmod
+        REFUSE(chmod), REFUSE(chown), REFUSE(lchown), REFUSE(utime), REFUSE(utimes), REFUSE(futimesat),
+#endif
 #ifdef __NR_pidfd_getfd
         REFUSE(pidfd_getfd),
 #endif

@@ -43,11 +43,17 @@ class ImageFile:
         """
         flags = _CAREFULLY | (os.O_RDONLY if read_only else os.O_RDWR)
         try:
-            return cls._opened(os.open(name, flags), name, read_only=read_only)
+            image = cls._opened(os.open(name, flags), name, read_only=read_only)
         except OSError as error:
             if not read_only and error.errno in (errno.EACCES, errno.EROFS, errno.EPERM) and _is_readable(name):
                 raise DeviceError(f"payload {name} cannot be written to; use --read-only") from None
             raise _refusal(name, error) from None
+        try:
+            _check_owner_may(image)
+        except BaseException:
+            image.close()
+            raise
+        return image
 
     @classmethod
     def open_as_owner_of(cls, naming: ImageFile, name: str) -> Self:
@@ -169,6 +175,18 @@ def _kind(descriptor: int, name: str) -> int:
         words = "a directory" if kind == stat.S_IFDIR else "neither a file nor a block device"
         raise DeviceError(f"payload {name} is {words}")
     return kind
+
+
+def _check_owner_may(image: ImageFile) -> None:
+    """Raise DeviceError if we are root and the owner, as whom QEMU will open the image, may not."""
+    needed = stat.S_IRUSR if image.read_only else stat.S_IRUSR | stat.S_IWUSR
+    mode = stat.S_IMODE(os.fstat(image.descriptor).st_mode)
+    if os.geteuid() == 0 and mode & needed != needed:
+        right, letter = ("read", "r") if image.read_only else ("write to", "rw")
+        raise DeviceError(
+            f"payload {image.name}: its owner may not {right} it (mode {mode:04o}), and root opens an image with its "
+            f"owner's rights; chmod u+{letter} {image.name}"
+        )
 
 
 def _is_readable(name: str) -> bool:

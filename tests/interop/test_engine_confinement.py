@@ -278,6 +278,17 @@ def test_as_root_it_runs_as_the_images_owner_without_capabilities(image: Path) -
 
 
 @pytest.mark.root
+def test_an_image_that_its_owner_may_not_write_to(image: Path) -> None:
+    """Root, whom no mode stops, is told why its engine is stopped, and what to do."""
+    image.chmod(0o400)
+    assert "chmod u+rw" in refusal(image)
+    with opened(image, read_only=True) as payload:
+        assert payload.size == SIZE
+    image.chmod(0o200)
+    assert "chmod u+r " in refusal(image, read_only=True)
+
+
+@pytest.mark.root
 @pytest.mark.needs("loop")
 def test_an_image_on_a_device(image: Path) -> None:
     """A block device with an image on it is opened exclusively, and its engine opens that device alone."""

@@ -143,6 +143,7 @@ def test_what_cannot_be_opened(image: LuksFiles, volume: LuksFiles, tmp_path: Pa
     opening = ("--header", image.header, "--key-file", image.key_file)
     assert refused("mount", "--payload-format", "qcow2", *opening, volume.payload, place)[0] == 4
     assert refused("mount", "--payload-format", "vmdk", *opening, image.payload, place)[0] == 1
+    assert refused("mount", "--backing-chain", *opening, volume.payload, place)[0] == 1
     behind = f"nbd+unix:///?socket={tmp_path / 'nobody'}"
     assert refused("mount", "--payload-format", "qcow2", *opening, behind, place)[0] == 1
     with qcow2(image):
