@@ -26,6 +26,7 @@ def _module(
     name: str,
     *sources: str,
     beside: tuple[str, ...] = (),
+    shared: tuple[str, ...] = (),
     python: str = "",
     optimise: str = "-O2",
     **more: Any,
@@ -33,22 +34,25 @@ def _module(
     """
     Return the builder of `lukshdrfs.ROOM._NAME`, which shows what ROOM/NAME.h declares.
 
-    `sources` are C files without their ending, of the same room; `beside` are other rooms whose headers are included;
+    `sources` are C files without their ending, of the same room; `shared` are more of them, of native/; `beside` are
+    other rooms whose headers are included;
     `python` declares functions that C calls.
     Paths are relative to setup.py's folder, where builds start: setuptools refuses absolute ones.
     """
     declarations = (HERE / room / f"{name}.h").read_text(encoding="utf-8")
     builder = cffi.FFI()
     builder.cdef(re.sub(r"^#.*$", "", declarations, flags=re.MULTILINE) + python)  # cffi reads no preprocessor's lines
-    folders = [f"lukshdrfs/{each}" for each in (room, *beside)]
+    rooms = (room, "native", *beside)
+    folders = [f"lukshdrfs/{each}" for each in rooms]
     flags = [optimise, "-Wall", "-Wextra", *more.pop("extra_compile_args", ())]
     builder.set_source(
         f"lukshdrfs.{room}._{name}",
         f'#include "{name}.h"',
-        sources=[f"lukshdrfs/{room}/{source}.c" for source in sources or (name,)],
-        depends=[
-            str(header.relative_to(HERE.parent)) for each in (room, *beside) for header in (HERE / each).glob("*.h")
+        sources=[
+            *(f"lukshdrfs/{room}/{source}.c" for source in sources or (name,)),
+            *(f"lukshdrfs/native/{source}.c" for source in shared),
         ],
+        depends=[str(header.relative_to(HERE.parent)) for each in rooms for header in (HERE / each).glob("*.h")],
         include_dirs=folders,
         extra_compile_args=flags,
         libraries=more.pop("libraries", ["pthread"]),
@@ -65,9 +69,11 @@ block_scan = _module("payload", "block_scan", optimise="-O3")  # half as fast ag
 file_writes = _module("payload", "file_writes")
 nbd_client = _module(
     "payload", "nbd_client", "nbd_client", "nbd_session", "nbd_connection", "nbd_transmission", "nbd_library",
-    "unflushed_writes",
+    "unflushed_writes", shared=("confinement", "ready_memory"),
     python='extern "Python" void nbd_client_told(uintptr_t, int, char *);', libraries=["dl", "pthread"],
 )  # fmt: skip
 confined_process = _module("payload", "confined_process")
 # it calls the cipher, the locks and the payload by the addresses that Python gives it
-lane = _module("fuse", "lane", "lane", "coherence", "confinement", beside=("cipher", "volume"))
+lane = _module(
+    "fuse", "lane", "lane", "coherence", shared=("confinement", "ready_memory"), beside=("cipher", "volume")
+)

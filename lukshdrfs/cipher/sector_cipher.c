@@ -241,16 +241,30 @@ static int find_primitives(struct sector_cipher *cipher, const char *openssl_nam
     return cipher->essiv_hash && (!openssl_essiv_name || cipher->evp_essiv) ? CIPHER_OK : CIPHER_UNSUPPORTED;
 }
 
-/* Makes one context of each direction, so that a key the library refuses is found out now, not at the first write. */
-static int try_key(struct sector_cipher *cipher) {
-    int status;
-    struct context *context = context_take(cipher, &status);
-    if (!context)
-        return status;
+/* Makes a context complete: OpenSSL has one for each direction. */
+static int complete(const struct sector_cipher *cipher, struct context *context) {
     for (int encrypt = 0; cipher->evp && encrypt < 2; encrypt++)
-        if (!(context->openssl[encrypt] = evp_context(cipher->evp, cipher->key, encrypt)))
-            status = CIPHER_BAD_KEY;
-    context_give_back(cipher, context);
+        if (!context->openssl[encrypt] && !(context->openssl[encrypt] = evp_context(cipher->evp, cipher->key, encrypt)))
+            return CIPHER_BAD_KEY;
+    return CIPHER_OK;
+}
+
+int sector_cipher_prepare(struct sector_cipher *cipher, size_t threads) {
+    int status = CIPHER_OK;
+    struct context *taken = NULL;
+    for (size_t i = 0; i < threads && status == CIPHER_OK; i++) {
+        struct context *context = context_take(cipher, &status);
+        if (!context)
+            break;
+        status = complete(cipher, context);
+        context->next = taken;
+        taken = context;
+    }
+    while (taken) {
+        struct context *context = taken;
+        taken = context->next;
+        context_give_back(cipher, context);
+    }
     return status;
 }
 
@@ -272,7 +286,7 @@ struct sector_cipher *sector_cipher_new(const char *openssl_name, const char *op
     cipher->sector_size = sector_size;
     *status = find_primitives(cipher, openssl_name, openssl_essiv_name, gcrypt_name, mode, essiv_hash);
     if (*status == CIPHER_OK)
-        *status = try_key(cipher);
+        *status = sector_cipher_prepare(cipher, 1); /* a key that the library refuses is found out now, not at the first write */
     if (*status == CIPHER_OK)
         return cipher;
     sector_cipher_free(cipher);

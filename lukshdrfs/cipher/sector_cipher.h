@@ -21,6 +21,9 @@ struct sector_cipher *sector_cipher_new(const char *openssl_name, const char *op
                                         enum sector_iv iv, const char *essiv_hash, const uint8_t *key,
                                         size_t key_size, size_t sector_size, int *status);
 
+/* Has all ready that so many threads need at the same time: they take no more memory then. Returns CIPHER_OK or an error. */
+int sector_cipher_prepare(struct sector_cipher *cipher, size_t threads);
+
 /* Crypts size bytes of whole sectors in place. iv_sector: the first sector's number, counted in 512 bytes. */
 int sector_cipher_crypt(struct sector_cipher *cipher, int encrypt, uint8_t *data, size_t size, uint64_t iv_sector);
 

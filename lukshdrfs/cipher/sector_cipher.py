@@ -90,6 +90,16 @@ class SectorCipher:
         _check(status[0], f"cipher {spec} with a {len(self._key) * 8}-bit key")
         return cipher
 
+    def prepare(self, threads: int) -> None:
+        """
+        Have all ready that so many threads need at the same time: they take no more memory then.
+
+        Raises OutOfMemory.
+        """
+        if self._cipher is None:
+            raise LukshdrfsError(f"cipher {self.spec} is closed")
+        _check(lib.sector_cipher_prepare(self._cipher, threads), f"cipher {self.spec}")
+
     def encrypt(self, data: Buffer, iv_sector: int) -> None:
         """
         Encrypt whole sectors in place; the first one's number is `iv_sector`, in units of 512 bytes.

@@ -13,6 +13,7 @@
 #include <unistd.h>
 
 #include "confinement.h"
+#include "ready_memory.h"
 
 #ifndef CLOSE_RANGE_UNSHARE
 #define CLOSE_RANGE_UNSHARE (1U << 1)
@@ -56,7 +57,7 @@ struct coherence {
     int busy; /* the thread is sending */
     struct due dues[DUES];
 
-    pthread_t thread;
+    struct ready_thread thread;
     int started;
 };
 
@@ -305,11 +306,7 @@ void coherence_free(struct coherence *coherence) {
 
 int coherence_start(struct coherence *coherence, int confined) {
     coherence->confined = confined;
-    pthread_attr_t attributes;
-    pthread_attr_init(&attributes);
-    pthread_attr_setstacksize(&attributes, STACK_SIZE);
-    int error = pthread_create(&coherence->thread, &attributes, run, coherence);
-    pthread_attr_destroy(&attributes);
+    int error = ready_thread_start(&coherence->thread, STACK_SIZE, run, coherence);
     coherence->started = !error;
     return error;
 }
@@ -332,7 +329,8 @@ int coherence_join(struct coherence *coherence, int64_t until_ms) {
             return 0;
         nanosleep(&moment, NULL);
     }
-    pthread_join(coherence->thread, NULL);
+    pthread_join(coherence->thread.thread, NULL);
+    ready_thread_free(&coherence->thread);
     coherence->started = 0;
     return 1;
 }

@@ -28,6 +28,7 @@ from lukshdrfs.fuse.lane import FastLane, fuse_descriptors
 from lukshdrfs.fuse.lock import ignore_lock_signal, lock_when_due
 from lukshdrfs.fuse.mounts import Mount, detach, find_mount, mount_list_problem
 from lukshdrfs.fuse.options import MountOptions
+from lukshdrfs.fuse.readiness import load_code
 from lukshdrfs.volume import Volume
 
 log = logging.getLogger(__name__)
@@ -36,6 +37,8 @@ DEVICE = "/dev/fuse"
 CONFIGURATION = Path("/etc/fuse.conf")
 READAHEAD_KIB = 1024
 """The kernel's own is 128: a large file is read in as many more requests."""
+FINISHING_THREADS = 24
+"""Threads that decrypt besides `MountOptions.workers`: the lane's spare ones, and those of a server's connections."""
 STANDARD_ERROR = 2
 
 
@@ -175,10 +178,12 @@ def _fast_lane(volume: Volume, options: MountOptions, descriptors: set[int]) -> 
 
 
 def _start_lane(volume: Volume, options: MountOptions, descriptors: set[int]) -> FastLane:
-    access = volume.direct_access()
+    access = volume.direct_access(options.workers + FINISHING_THREADS)
     if access is None:
         raise DeviceError("the fast lane needs a payload that is a file or a block device")
-    return FastLane(access, _only(descriptors), volume.size, options.workers)
+    lane = FastLane(access, _only(descriptors), volume.size, options.workers)
+    load_code()
+    return lane
 
 
 def _only(descriptors: set[int]) -> int:

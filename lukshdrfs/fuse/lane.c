@@ -23,6 +23,7 @@
 
 #include "coherence.h"
 #include "confinement.h"
+#include "ready_memory.h"
 #include "sector_cipher.h"
 #include "sector_locks.h"
 
@@ -38,7 +39,7 @@
 #define LARGEST_REQUEST ((size_t)1 << 20) /* bytes of data; what INIT's answer grants is cut to it */
 #define LARGEST_SECTOR ((size_t)4096)
 #define LARGEST_ANSWER (LARGEST_REQUEST + ((size_t)1 << 16)) /* of libfuse: where it serves reads, their data */
-#define STACK_SIZE ((size_t)1 << 18)
+#define STACK_SIZE ((size_t)1 << 17)
 
 /* Threads beyond the workers, so that somebody is there to read what is not for us while all workers wait for a slow
  * payload. Reads that find no free worker are put aside, so only more than these many writes can keep them all. */
@@ -66,6 +67,9 @@
 /* Requests that a payload over the network serves while no thread waits for them, and their bytes. */
 #define MAX_ERRANDS 64
 #define LARGEST_ERRAND ((size_t)1 << 16)
+
+/* READs that can be put aside; each thread can keep one more. */
+#define PUT_ASIDE 256
 
 #define REMEMBERED_INTERRUPTS 16
 #define REMEMBERED_SYNCS 64
@@ -107,6 +111,7 @@ struct waiting {
 /* An OPEN that libfuse has not answered yet. */
 struct opening {
     struct opening *next;
+    struct handle *handle; /* what it becomes */
     uint64_t unique;
     uint32_t flags;
 };
@@ -136,7 +141,7 @@ struct flush {
  * sectors that a request touches only in part lie beside its data, and everything is done in place. */
 struct worker {
     struct lane *lane;
-    pthread_t thread;
+    struct ready_thread thread;
     int started;
     uint8_t *buffer;
     struct request request;
@@ -193,6 +198,7 @@ struct lane {
     unsigned serving;      /* data requests under way, workers at most; nobody waits while there are fewer */
     unsigned wiped; /* threads whose buffers hold no plaintext any more, as the lane is locked */
     struct waiting *first_waiting, *last_waiting;
+    struct waiting *free_aside; /* places for READs that are put aside */
     struct opening *openings;
     struct relayed_write *relayed_writes;
     struct handle *handles;
@@ -225,9 +231,13 @@ struct lane {
     atomic_int stopping, locked;
     _Atomic uint64_t requests; /* data requests so far */
     atomic_uint vain_looks;
-    pthread_t answers, watcher;
+    struct ready_thread answers, watcher;
     int answers_started, watcher_started;
-    uint8_t *errand_data;
+    uint8_t *errand_data, *answer_buffer;
+    struct {
+        struct waiting waiting;
+        struct request request;
+    } aside[PUT_ASIDE];
     struct errand errands[MAX_ERRANDS];
     size_t thread_count;
     struct worker workers[];
@@ -237,6 +247,13 @@ static void tell(const struct lane *lane, enum lane_trouble trouble, uint64_t of
     struct lane_event event = {.offset = offset, .trouble = (int32_t)trouble, .error = error};
     /* a log that is full misses a line */
     (void)send(lane->config.events, &event, sizeof event, MSG_DONTWAIT | MSG_NOSIGNAL);
+}
+
+/* By each thread, for itself. A kernel that cannot do it serves as well. */
+static void confine(const struct lane *lane) {
+    pthread_setname_np(pthread_self(), "lane");
+    if (lane->config.confined)
+        (void)confine_thread();
 }
 
 /* --- answers to the kernel ------------------------------------------------------------------------------------- */
@@ -297,6 +314,7 @@ static void *watch(void *argument) {
     struct lane *lane = argument;
     const struct timespec interval = {.tv_nsec = WATCH_INTERVAL_NS};
     unsigned seen = 0, quiet = 0, unread = 0;
+    confine(lane);
     pthread_mutex_lock(&lane->mutex);
     while (!lane->ended) {
         int attended = !lane->waiting || lane->readers;
@@ -324,13 +342,19 @@ static void *watch(void *argument) {
     return NULL;
 }
 
-/* Under the mutex: once the lane is locked, nothing of what the thread has served stays in its buffer. */
-static void wipe_if_locked(struct worker *worker) {
-    if (!atomic_load(&worker->lane->locked) || worker->wiped)
+/* Under the mutex. The thread serves nothing any more, and nothing of what it has served stays in its buffer. */
+static void wipe(struct worker *worker) {
+    if (worker->wiped)
         return;
     explicit_bzero(worker->buffer, BUFFER_SIZE);
     worker->wiped = 1;
     worker->lane->wiped++;
+}
+
+/* Under the mutex. */
+static void wipe_if_locked(struct worker *worker) {
+    if (atomic_load(&worker->lane->locked))
+        wipe(worker);
 }
 
 /* Returns when it is this thread's turn to read; 0 if there is nothing to read any more. */
@@ -955,8 +979,8 @@ static int begin(struct worker *worker) {
         pthread_mutex_unlock(&lane->mutex);
         return 1;
     }
-    if (worker->request.header.opcode == FUSE_READ && (aside = malloc(sizeof *aside + sizeof worker->request))) {
-        aside->request = (struct request *)(aside + 1);
+    if (worker->request.header.opcode == FUSE_READ && (aside = lane->free_aside)) {
+        lane->free_aside = aside->next;
         memcpy(aside->request, &worker->request, sizeof worker->request);
         queue(lane, aside);
     } else {
@@ -989,12 +1013,13 @@ static int next(struct worker *worker) {
         waiting->turn = 1;
         pthread_cond_signal(&waiting->called);
     }
+    if (request) {
+        memcpy(&worker->request, request, sizeof worker->request);
+        waiting->next = lane->free_aside;
+        lane->free_aside = waiting;
+    }
     pthread_mutex_unlock(&lane->mutex);
-    if (!request)
-        return 0;
-    memcpy(&worker->request, request, sizeof worker->request);
-    free(waiting);
-    return 1;
+    return request != NULL;
 }
 
 /* --- what goes through libfuse --------------------------------------------------------------------------------- */
@@ -1009,9 +1034,15 @@ static void note_init(struct lane *lane, const struct request *request) {
 }
 
 static void note_open(struct lane *lane, const struct request *request) {
+    /* not under the mutex: whoever waits for memory must not hold up those who could make some free */
     struct opening *opening = malloc(sizeof *opening);
-    if (!opening)
-        return; /* the file is opened as libfuse says, which is right, if slower */
+    struct handle *handle = malloc(sizeof *handle);
+    if (!opening || !handle) { /* the file is opened as libfuse says, which is right, if slower */
+        free(opening);
+        free(handle);
+        return;
+    }
+    opening->handle = handle;
     opening->unique = request->header.unique;
     opening->flags = request->open.flags;
     pthread_mutex_lock(&lane->mutex);
@@ -1021,24 +1052,22 @@ static void note_open(struct lane *lane, const struct request *request) {
 }
 
 /* Under the mutex. A failure before it was opened is none of its business. */
-static void note_handle(struct lane *lane, uint64_t number, int cached) {
-    struct handle *handle = malloc(sizeof *handle);
-    if (!handle)
-        return;
+static void note_handle(struct lane *lane, struct handle *handle, uint64_t number, int cached) {
     *handle = (struct handle){.next = lane->handles, .number = number, .heard = lane->failures, .cached = cached};
     lane->handles = handle;
 }
 
 static void forget_handle(struct lane *lane, uint64_t number) {
+    struct handle *gone = NULL;
     pthread_mutex_lock(&lane->mutex);
-    for (struct handle **at = &lane->handles; *at; at = &(*at)->next)
+    for (struct handle **at = &lane->handles; *at && !gone; at = &(*at)->next)
         if ((*at)->number == number) {
-            struct handle *gone = *at;
+            gone = *at;
             *at = gone->next;
-            free(gone);
             break;
         }
     pthread_mutex_unlock(&lane->mutex);
+    free(gone);
 }
 
 /* Returns whether its answer will be known. */
@@ -1072,9 +1101,11 @@ static int take_relayed_write(struct lane *lane, uint64_t unique, struct relayed
     return found;
 }
 
+/* It may have to wait, for pyfuse3 or for memory. */
 static void forward(struct worker *worker, const uint8_t *message, size_t size) {
     struct lane *lane = worker->lane;
     const struct fuse_in_header *header = &worker->request.header;
+    int called = begin_wait(lane);
     if (header->opcode == FUSE_INIT)
         note_init(lane, &worker->request);
     else if (header->opcode == FUSE_OPEN)
@@ -1082,20 +1113,15 @@ static void forward(struct worker *worker, const uint8_t *message, size_t size) 
     else if (header->opcode == FUSE_RELEASE)
         forget_handle(lane, worker->request.release.fh);
     else if (header->opcode == FUSE_WRITE && is_direct(&worker->request) && !note_relayed_write(lane, &worker->request)) {
+        end_wait(lane, called);
         answer(lane, header->unique, ENOMEM, NULL, 0);
         return;
     }
     ssize_t sent;
     do
-        sent = send(lane->config.libfuse, message, size, MSG_NOSIGNAL | MSG_DONTWAIT);
+        sent = send(lane->config.libfuse, message, size, MSG_NOSIGNAL);
     while (sent < 0 && errno == EINTR);
-    if (sent < 0 && errno == EAGAIN) { /* pyfuse3 is busy */
-        int called = begin_wait(lane);
-        do
-            sent = send(lane->config.libfuse, message, size, MSG_NOSIGNAL);
-        while (sent < 0 && errno == EINTR);
-        end_wait(lane, called);
-    }
+    end_wait(lane, called);
     if (sent < 0 && header->opcode != FUSE_FORGET && header->opcode != FUSE_BATCH_FORGET)
         answer(lane, header->unique, EIO, NULL, 0); /* libfuse is gone: the mount is ending */
 }
@@ -1139,6 +1165,7 @@ static void amend(struct lane *lane, uint8_t *message, size_t size) {
     memcpy(&header, message, sizeof header);
     uint8_t *body = message + sizeof header;
     size -= sizeof header;
+    struct opening *gone = NULL;
     pthread_mutex_lock(&lane->mutex);
     if (header.unique && header.unique == lane->init_unique && size) { /* 0: a notification */
         struct fuse_init_out out = {0};
@@ -1155,21 +1182,18 @@ static void amend(struct lane *lane, uint8_t *message, size_t size) {
             if (size == sizeof out) {
                 memcpy(&out, body, sizeof out);
                 amend_open(lane, &out, opening->flags);
-                note_handle(lane, out.fh, !(out.open_flags & FOPEN_DIRECT_IO));
+                note_handle(lane, opening->handle, out.fh, !(out.open_flags & FOPEN_DIRECT_IO));
+                opening->handle = NULL;
                 memcpy(body, &out, sizeof out);
             }
             *at = opening->next;
-            free(opening);
+            gone = opening;
             break;
         }
     pthread_mutex_unlock(&lane->mutex);
-}
-
-/* By each thread, for itself. A kernel that cannot do it serves as well. */
-static void confine(const struct lane *lane) {
-    pthread_setname_np(pthread_self(), "lane");
-    if (lane->config.confined)
-        (void)confine_thread();
+    if (gone)
+        free(gone->handle);
+    free(gone);
 }
 
 /* A notification may make the kernel wait for requests that are under way, whose answers this thread is to bring. */
@@ -1190,8 +1214,8 @@ static void pass_on(struct lane *lane, const uint8_t *message, size_t size) {
 static void *bring_answers(void *argument) {
     struct lane *lane = argument;
     confine(lane);
-    uint8_t *message = malloc(LARGEST_ANSWER);
-    while (message) {
+    uint8_t *message = lane->answer_buffer;
+    for (;;) {
         ssize_t size = recv(lane->config.libfuse, message, LARGEST_ANSWER, MSG_TRUNC);
         if (size < 0 && errno == EINTR)
             continue;
@@ -1207,7 +1231,6 @@ static void *bring_answers(void *argument) {
         amend(lane, message, (size_t)size);
         pass_on(lane, message, (size_t)size);
     }
-    free(message);
     return NULL;
 }
 
@@ -1310,7 +1333,7 @@ static void *work(void *argument) {
     }
     end_reading(lane);
     pthread_mutex_lock(&lane->mutex);
-    wipe_if_locked(worker);
+    wipe(worker); /* locked or not: who locks later need not wait for it */
     if (--lane->running == 0)
         shutdown(lane->config.events, SHUT_WR);
     pthread_mutex_unlock(&lane->mutex);
@@ -1319,15 +1342,6 @@ static void *work(void *argument) {
 
 /* Interrupts a read of /dev/fuse; what it finds is that the lane is stopping. */
 static void wake(int number) { (void)number; }
-
-static int start_thread(pthread_t *thread, void *(*run)(void *), void *argument) {
-    pthread_attr_t attributes;
-    pthread_attr_init(&attributes);
-    pthread_attr_setstacksize(&attributes, STACK_SIZE);
-    int error = pthread_create(thread, &attributes, run, argument);
-    pthread_attr_destroy(&attributes);
-    return error;
-}
 
 /* The threads take no signals but ours: the rest are the program's, which has a thread for them. */
 static int start_threads(struct lane *lane) {
@@ -1339,15 +1353,15 @@ static int start_threads(struct lane *lane) {
     pthread_sigmask(SIG_SETMASK, &ours, &before);
     int error = coherence_start(lane->coherence, lane->config.confined);
     if (!error)
-        error = start_thread(&lane->answers, bring_answers, lane);
+        error = ready_thread_start(&lane->answers, STACK_SIZE, bring_answers, lane);
     lane->answers_started = !error;
     if (!error)
-        error = start_thread(&lane->watcher, watch, lane);
+        error = ready_thread_start(&lane->watcher, STACK_SIZE, watch, lane);
     lane->watcher_started = !error;
     /* all or none: the mutex keeps the first ones from reading anything until the last one is there */
     pthread_mutex_lock(&lane->mutex);
     for (size_t i = 0; i < lane->thread_count && !error; i++) {
-        error = start_thread(&lane->workers[i].thread, work, &lane->workers[i]);
+        error = ready_thread_start(&lane->workers[i].thread, STACK_SIZE, work, &lane->workers[i]);
         lane->workers[i].started = !error;
         lane->running += !error;
     }
@@ -1358,14 +1372,18 @@ static int start_threads(struct lane *lane) {
 }
 
 static void release_memory(struct lane *lane) {
-    for (size_t i = 0; i < lane->thread_count; i++)
-        if (lane->workers[i].buffer)
-            munmap(lane->workers[i].buffer, BUFFER_SIZE);
-    if (lane->errand_data)
-        munmap(lane->errand_data, MAX_ERRANDS * LARGEST_ERRAND);
+    for (size_t i = 0; i < lane->thread_count; i++) {
+        ready_memory_free(lane->workers[i].buffer, BUFFER_SIZE);
+        ready_thread_free(&lane->workers[i].thread);
+    }
+    ready_thread_free(&lane->answers);
+    ready_thread_free(&lane->watcher);
+    ready_memory_free(lane->errand_data, MAX_ERRANDS * LARGEST_ERRAND);
+    ready_memory_free(lane->answer_buffer, LARGEST_ANSWER);
     while (lane->openings) {
         struct opening *opening = lane->openings;
         lane->openings = opening->next;
+        free(opening->handle);
         free(opening);
     }
     while (lane->handles) {
@@ -1388,11 +1406,9 @@ static void release_memory(struct lane *lane) {
 }
 
 static int make_errands(struct lane *lane) {
-    void *data = mmap(NULL, MAX_ERRANDS * LARGEST_ERRAND, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
-    if (data == MAP_FAILED)
+    lane->errand_data = ready_memory(MAX_ERRANDS * LARGEST_ERRAND);
+    if (!lane->errand_data)
         return 0;
-    madvise(data, MAX_ERRANDS * LARGEST_ERRAND, MADV_DONTDUMP); /* plaintext */
-    lane->errand_data = data;
     for (size_t i = 0; i < MAX_ERRANDS; i++) {
         struct errand *errand = &lane->errands[i];
         *errand = (struct errand){.next = lane->free_errands, .lane = lane, .data = lane->errand_data + i * LARGEST_ERRAND};
@@ -1436,13 +1452,16 @@ static struct lane *lane_new(const struct lane_config *config) {
         last->size = UINT64_MAX - last->start; /* it reaches as far as the volume does, now and later */
     }
     for (size_t i = 0; i < count && complete; i++) {
-        void *buffer = mmap(NULL, BUFFER_SIZE, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
-        complete = buffer != MAP_FAILED;
         lane->workers[i].lane = lane;
-        lane->workers[i].buffer = complete ? buffer : NULL;
-        if (complete)
-            madvise(buffer, BUFFER_SIZE, MADV_DONTDUMP); /* plaintext */
+        lane->workers[i].buffer = ready_memory(BUFFER_SIZE);
+        complete = lane->workers[i].buffer != NULL;
     }
+    for (size_t i = 0; i < PUT_ASIDE; i++) {
+        lane->aside[i].waiting = (struct waiting){.next = lane->free_aside, .request = &lane->aside[i].request};
+        lane->free_aside = &lane->aside[i].waiting;
+    }
+    lane->answer_buffer = ready_memory(LARGEST_ANSWER);
+    complete = complete && lane->answer_buffer;
     if (complete && lane->payload_start)
         complete = make_errands(lane);
     if (complete)
@@ -1477,7 +1496,7 @@ int lane_lock(struct lane *lane, unsigned patience_ms) {
             return done;
         for (size_t i = 0; i < lane->thread_count; i++) {
             atomic_store(&lane->workers[i].interrupted, 1); /* a FALLOCATE ends early */
-            pthread_kill(lane->workers[i].thread, STOP_SIGNAL); /* and so does a wait for the next request */
+            pthread_kill(lane->workers[i].thread.thread, STOP_SIGNAL); /* and so does a wait for the next request */
         }
         nanosleep(&moment, NULL);
     }
@@ -1519,7 +1538,7 @@ int lane_stop(struct lane *lane, unsigned patience_ms) {
     end_reading(lane);
     for (size_t i = 0; i < lane->thread_count && ended; i++)
         if (lane->workers[i].started) {
-            ended = join_until(lane->workers[i].thread, until, 1);
+            ended = join_until(lane->workers[i].thread.thread, until, 1);
             lane->workers[i].started = !ended;
         }
     while (ended) { /* those that the payload is at still answer */
@@ -1534,9 +1553,9 @@ int lane_stop(struct lane *lane, unsigned patience_ms) {
     }
     shutdown(lane->config.libfuse, SHUT_RDWR); /* ends the other thread's wait */
     if (ended && lane->answers_started)
-        ended = join_until(lane->answers, until, 0);
+        ended = join_until(lane->answers.thread, until, 0);
     if (ended && lane->watcher_started)
-        pthread_join(lane->watcher, NULL);
+        pthread_join(lane->watcher.thread, NULL);
     if (ended)
         release_memory(lane);
     return ended;

@@ -8,6 +8,7 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "confinement.h"
 #include "nbd_session.h"
 
 /* A command, and what becomes of it where it succeeds: a write is kept until it is flushed, a flush has those up to its
@@ -31,6 +32,8 @@ struct flush_waiter {
     int done, error;
 };
 
+#define MAX_ERRANDS 64
+
 struct nbd_client {
     struct nbd_session session;
 
@@ -44,9 +47,11 @@ struct nbd_client {
     pthread_rwlock_t blocks; /* held alone where blocks are written only in part; see below */
 
     /* under the session's mutex: */
+    struct errand *free_errands;
+    struct errand errands[MAX_ERRANDS];
     struct errand *cut_off; /* to be done again, by the usher */
     int flush_failed;       /* the errno of a flush that nobody had asked for, to be told of */
-    pthread_t usher;
+    struct ready_thread usher;
     int has_usher, ending;
 };
 
@@ -299,12 +304,28 @@ int nbd_client_write(struct nbd_client *client, const uint8_t *data, size_t size
 
 /* --- commands that nobody waits for -------------------------------------------------------------------------------- */
 
+static struct errand *take_errand(struct nbd_client *client) {
+    pthread_mutex_lock(&client->session.mutex);
+    struct errand *errand = client->free_errands;
+    if (errand)
+        client->free_errands = errand->next;
+    pthread_mutex_unlock(&client->session.mutex);
+    return errand;
+}
+
+static void give_back(struct nbd_client *client, struct errand *errand) {
+    pthread_mutex_lock(&client->session.mutex);
+    errand->next = client->free_errands;
+    client->free_errands = errand;
+    pthread_mutex_unlock(&client->session.mutex);
+}
+
 static void end_errand(struct errand *errand, int error) {
     if (error && errand->keep)
         unflushed_writes_cancel(&errand->client->session.unflushed, errand->command.size);
     nbd_client_finished finished = errand->finished;
     void *argument = errand->argument;
-    free(errand);
+    give_back(errand->client, errand);
     finished(argument, error);
 }
 
@@ -335,7 +356,7 @@ int nbd_client_start(struct nbd_client *client, int writing, uint8_t *data, size
         (writing && session->config.write_through) ||
         (writing && session->block > 1)) /* the lock that keeps parts of blocks apart belongs to a thread */
         return 0;
-    struct errand *errand = malloc(sizeof *errand);
+    struct errand *errand = take_errand(client);
     if (!errand)
         return 0;
     *errand = (struct errand){
@@ -343,7 +364,7 @@ int nbd_client_start(struct nbd_client *client, int writing, uint8_t *data, size
                     .until = nbd_session_deadline(session), .finished = errand_answered},
         .keep = keep, .client = client, .finished = finished, .argument = argument};
     if (keep && !unflushed_writes_reserve(&session->unflushed, size)) {
-        free(errand);
+        give_back(client, errand);
         return 0;
     }
     pthread_mutex_lock(&session->mutex);
@@ -355,7 +376,7 @@ int nbd_client_start(struct nbd_client *client, int writing, uint8_t *data, size
     }
     if (keep)
         unflushed_writes_cancel(&session->unflushed, size);
-    free(errand);
+    give_back(client, errand);
     return 0;
 }
 
@@ -417,6 +438,7 @@ static int tell_news(struct nbd_client *client) {
 static void *usher(void *argument) {
     struct nbd_client *client = argument;
     struct nbd_session *session = &client->session;
+    (void)confine_connecting_thread(); /* it logs, which may take more than descriptors that are open */
     pthread_mutex_lock(&session->mutex);
     for (;;) {
         int64_t next;
@@ -440,7 +462,7 @@ static void release(struct nbd_client *client) {
     pthread_cond_broadcast(&session->changed);
     pthread_mutex_unlock(&session->mutex);
     if (client->has_usher)
-        pthread_join(client->usher, NULL);
+        nbd_join_thread(&client->usher);
     nbd_session_destroy(session);
     pthread_cond_destroy(&client->flushed);
     pthread_mutex_destroy(&client->flush_mutex);
@@ -464,6 +486,8 @@ struct nbd_client *nbd_client_open(const struct nbd_client_config *config, int *
     pthread_rwlockattr_destroy(&fair);
     pthread_mutex_init(&client->flush_mutex, NULL);
     pthread_cond_init(&client->flushed, NULL);
+    for (size_t i = 0; i < MAX_ERRANDS; i++)
+        give_back(client, &client->errands[i]);
     client->has_usher = nbd_start_thread(&client->usher, usher, client) == 0;
     if (client->has_usher)
         return client;

@@ -14,10 +14,12 @@
 #include <time.h>
 #include <unistd.h>
 
+#include "confinement.h"
+
 #define LOOK_MS 1000 /* how often the attendant looks at the clock while commands are under way */
 #define CONNECT_LOOK_MS 100 /* how often who connects looks whether that is still wanted */
 #define FAREWELL_MS 1000
-#define STACK_SIZE ((size_t)1 << 20)
+#define STACK_SIZE ((size_t)1 << 19)
 
 int64_t nbd_now_ms(void) {
     struct timespec now;
@@ -25,17 +27,18 @@ int64_t nbd_now_ms(void) {
     return (int64_t)now.tv_sec * 1000 + now.tv_nsec / 1000000;
 }
 
-int nbd_start_thread(pthread_t *thread, void *(*run)(void *), void *argument) {
+int nbd_start_thread(struct ready_thread *thread, void *(*run)(void *), void *argument) {
     sigset_t all, before;
-    pthread_attr_t attributes;
     sigfillset(&all);
     pthread_sigmask(SIG_SETMASK, &all, &before);
-    pthread_attr_init(&attributes);
-    pthread_attr_setstacksize(&attributes, STACK_SIZE);
-    int error = pthread_create(thread, &attributes, run, argument);
-    pthread_attr_destroy(&attributes);
+    int error = ready_thread_start(thread, STACK_SIZE, run, argument);
     pthread_sigmask(SIG_SETMASK, &before, NULL);
     return error;
+}
+
+void nbd_join_thread(struct ready_thread *thread) {
+    pthread_join(thread->thread, NULL);
+    ready_thread_free(thread);
 }
 
 /* --- the socket ---------------------------------------------------------------------------------------------------- */
@@ -146,6 +149,7 @@ static void tell(struct nbd_connection *connection, struct nbd_command *finished
 static void *run_attendant(void *argument) {
     struct nbd_connection *connection = argument;
     const struct nbd_library *library = connection->library;
+    (void)confine_thread();
     pthread_mutex_lock(&connection->mutex);
     while (!connection->ending) {
         if (!connection->attended) {
@@ -196,7 +200,7 @@ void nbd_connection_destroy(struct nbd_connection *connection) {
         connection->ending = 1;
         pthread_cond_broadcast(&connection->changed);
         pthread_mutex_unlock(&connection->mutex);
-        pthread_join(connection->attendant, NULL);
+        nbd_join_thread(&connection->attendant);
     }
     pthread_cond_destroy(&connection->changed);
     pthread_mutex_destroy(&connection->mutex);

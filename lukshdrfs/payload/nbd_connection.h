@@ -9,12 +9,13 @@
 
 #include "nbd_command.h"
 #include "nbd_library.h"
+#include "ready_memory.h"
 #include "nbd_transmission.h"
 
 struct nbd_connection {
     const struct nbd_library *library;
     struct nbd_handle *handle; /* NULL: closed */
-    pthread_t attendant;
+    struct ready_thread attendant;
     int has_attendant;
     pthread_mutex_t mutex; /* for all that follows, and for the handle */
     pthread_cond_t changed;
@@ -33,7 +34,9 @@ struct nbd_connection {
 int64_t nbd_now_ms(void);
 
 /* Starts a thread with all signals blocked. Returns 0 or an errno. */
-int nbd_start_thread(pthread_t *thread, void *(*run)(void *), void *argument);
+int nbd_start_thread(struct ready_thread *thread, void *(*run)(void *), void *argument);
+/* Waits for its end. */
+void nbd_join_thread(struct ready_thread *thread);
 
 /* Returns 0 or an errno. */
 int nbd_connection_init(struct nbd_connection *connection, const struct nbd_library *library);

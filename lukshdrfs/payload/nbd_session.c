@@ -7,6 +7,8 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "confinement.h"
+
 #define SMALL ((size_t)1 << 14) /* bytes */
 #define CROWD 16                /* commands that servers work at at once, on one connection (qemu-nbd, nbdkit) */
 #define LARGEST_COMMAND ((uint64_t)32 << 20) /* bytes of data; servers need not take more (proto.md, "Block size constraints") */
@@ -98,6 +100,48 @@ static int connect_all(struct nbd_session *session, int first, int64_t until, in
             session->connection_count++;
         }
     return 0;
+}
+
+/* Somebody who is to learn what a server says, in a thread of its own: that one is confined, whoever wants to know. */
+struct asking {
+    struct nbd_session *session;
+    int first; /* all connections are to be made; else one, for the size alone */
+    int *trouble;
+    char *words;
+    size_t room;
+    int64_t size;
+    int error;
+};
+
+static void *ask(void *argument) {
+    struct asking *asking = argument;
+    struct nbd_session *session = asking->session;
+    struct nbd_connection probe;
+    (void)confine_connecting_thread(); /* a kernel that cannot do it serves as well */
+    if (asking->first) {
+        int64_t patience = session->config.patience_ms < CONNECT_MS ? session->config.patience_ms : CONNECT_MS;
+        asking->error = connect_all(session, 1, nbd_now_ms() + patience, asking->trouble, asking->words, asking->room);
+        return NULL;
+    }
+    asking->error = nbd_connection_init(&probe, session->library) ? EMFILE : EIO;
+    if (asking->error == EMFILE)
+        return NULL;
+    if (nbd_connection_open(&probe, session->uri, nbd_now_ms() + CONNECT_MS, &session->ending, asking->words,
+                            asking->room) == 0)
+        asking->size = session->library->get_size(probe.handle);
+    nbd_connection_destroy(&probe);
+    asking->error = asking->size < 0 ? EIO : 0;
+    return NULL;
+}
+
+/* Returns what `ask` has set, or an errno where there is no thread to be had. */
+static int ask_apart(struct asking *asking) {
+    struct ready_thread thread;
+    int error = nbd_start_thread(&thread, ask, asking);
+    if (error)
+        return error;
+    nbd_join_thread(&thread);
+    return asking->error;
 }
 
 /* --- writing again ------------------------------------------------------------------------------------------------- */
@@ -306,16 +350,12 @@ unsigned nbd_session_refusals(struct nbd_session *session) {
 }
 
 int nbd_session_refresh(struct nbd_session *session) {
-    struct nbd_connection probe;
     char ignored[1];
-    if (nbd_connection_init(&probe, session->library))
-        return EMFILE;
-    int64_t size = -1;
-    if (nbd_connection_open(&probe, session->uri, nbd_now_ms() + CONNECT_MS, &session->ending, ignored, sizeof ignored) == 0)
-        size = session->library->get_size(probe.handle);
-    nbd_connection_destroy(&probe);
-    if (size < 0)
-        return EIO;
+    struct asking asking = {.session = session, .words = ignored, .room = sizeof ignored, .size = -1};
+    int error = ask_apart(&asking);
+    if (error)
+        return error;
+    int64_t size = asking.size;
     if ((uint64_t)size > atomic_load(&session->size)) {
         /* A connection keeps the size that it began with, so that is the end of those: when everybody who uses one has
          * his answer, for nothing is wrong with them. */
@@ -355,6 +395,7 @@ static void reconnect(struct nbd_session *session) {
 /* The thread that takes the rests of a lost session away, and connects again. */
 static void *keep(void *argument) {
     struct nbd_session *session = argument;
+    (void)confine_connecting_thread();
     pthread_mutex_lock(&session->mutex);
     while (!atomic_load(&session->ending)) {
         if (session->state == NBD_FAILING && session->users == 0) {
@@ -384,9 +425,9 @@ int nbd_session_open(struct nbd_session *session, const struct nbd_client_config
     for (unsigned i = 0; i < NBD_MAX_CONNECTIONS && complete; i++)
         complete = nbd_connection_init(&session->connections[i], session->library) == 0;
     if (complete) {
-        int64_t patience = config->patience_ms < CONNECT_MS ? config->patience_ms : CONNECT_MS;
+        struct asking asking = {.session = session, .first = 1, .trouble = trouble, .words = words, .room = room};
         *trouble = NBD_CLIENT_NO_SERVER;
-        if (connect_all(session, 1, nbd_now_ms() + patience, trouble, words, room) == 0) {
+        if (ask_apart(&asking) == 0) {
             session->has_keeper = nbd_start_thread(&session->keeper, keep, session) == 0;
             *trouble = session->has_keeper ? NBD_CLIENT_OK : NBD_CLIENT_NO_MEMORY;
         }
@@ -403,7 +444,7 @@ void nbd_session_end(struct nbd_session *session) {
     pthread_cond_broadcast(&session->changed);
     pthread_mutex_unlock(&session->mutex);
     if (session->has_keeper)
-        pthread_join(session->keeper, NULL);
+        nbd_join_thread(&session->keeper);
     session->has_keeper = 0;
 }
 

@@ -43,7 +43,7 @@ struct nbd_session {
     int lost;         /* nobody has been told yet */
     int refused;      /* likewise: the errno of a write that could not be done again */
     unsigned refusals; /* times that there was one */
-    pthread_t keeper;
+    struct ready_thread keeper;
     int has_keeper;
 
     struct unflushed_writes unflushed;

@@ -7,6 +7,8 @@
 #include <sys/mman.h>
 #include <unistd.h>
 
+#include "ready_memory.h"
+
 int unflushed_writes_init(struct unflushed_writes *writes, size_t capacity) {
     *writes = (struct unflushed_writes){.capacity = capacity, .memory = memfd_create("unflushed writes", MFD_CLOEXEC)};
     pthread_mutex_init(&writes->mutex, NULL);
@@ -17,9 +19,10 @@ int unflushed_writes_init(struct unflushed_writes *writes, size_t capacity) {
         return errno;
     writes->ring = place;
     for (int turn = 0; turn < 2; turn++)
-        if (mmap(place + (size_t)turn * capacity, capacity, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_FIXED, writes->memory,
-                 0) == MAP_FAILED)
+        if (mmap(place + (size_t)turn * capacity, capacity, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_FIXED,
+                 writes->memory, 0) == MAP_FAILED)
             return errno;
+    ready_memory_touch(place, 2 * capacity); /* both, for each has page tables of its own */
     return 0;
 }
 

@@ -205,15 +205,19 @@ class Volume:
         """Return when the payload was last written to, in nanoseconds since the epoch."""
         return self._payload.modified_ns()
 
-    def direct_access(self) -> DirectAccess | None:
+    def direct_access(self, threads: int) -> DirectAccess | None:
         """
         Return what C code needs to read and write the volume by itself, beside this object and under its locks.
 
-        None if the payload has neither a descriptor nor C functions. What is returned is good until `close`.
+        So many threads of it need no memory for ciphers then. None if the payload has neither a descriptor nor C
+        functions. What is returned is good until `close`.
         """
         descriptor, functions = self._payload.descriptor, self._payload.functions
         if descriptor is None and functions is None:
             return None
+        for extent in self._extents:
+            if extent.cipher:
+                extent.cipher.prepare(threads)
         extents = [
             DirectExtent(
                 extent.start,

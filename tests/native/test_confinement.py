@@ -10,12 +10,20 @@ from support.native import compile_native
 
 pytestmark = pytest.mark.needs("gcc", "pkg-config")
 
-CAN = ("read", "write", "sync", "allocate", "memory", "another thread opens")
-CANNOT = ("open", "create", "unlink", "change mode", "socket", "start", "fork", "trace", "kill")
+CAN = (
+    "read", "write", "sync", "allocate", "memory", "send", "signal itself", "another thread opens",
+    "connecting, socket", "connecting, open for reading", "connecting, thread",
+)  # fmt: skip
+CANNOT = (
+    "open", "create", "unlink", "change mode", "socket", "start", "fork", "trace", "kill", "signal another process",
+    "send to an address", "make code", "make memory code", "change a signal's action",
+    "connecting, open for writing", "connecting, unlink", "connecting, start", "connecting, fork", "connecting, kill",
+    "connecting, signal another process",
+)  # fmt: skip
 
 
 def test_what_a_confined_thread_can_do(tmp_path: Path) -> None:
-    """It cannot open, make or start anything; the process's other threads still can."""
+    """It cannot open, make, start or signal anything; one that connects can that alone; others can all."""
     target = tmp_path / "probe"
     compile_native(target, Path(__file__).with_name("confinement_probe.c"), "confinement")
     done = subprocess.run([target, tmp_path / "file"], capture_output=True, text=True, check=False)

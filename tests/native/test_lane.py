@@ -19,6 +19,7 @@ def stress(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFact
     target = tmp_path_factory.mktemp("native") / "lane_stress"
     compile_native(
         target, STRESS, "sector_cipher", "sector_locks", "file_writes", "lane", "coherence", "confinement",
+        "ready_memory",
         options=SANITIZERS[request.param],
     )  # fmt: skip
     return target

@@ -18,7 +18,8 @@ STRESS = Path(__file__).with_name("nbd_stress.c")
 def stress(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Return the program, with sanitizers."""
     target = tmp_path_factory.mktemp("native") / "nbd_stress"
-    modules = ("nbd_client", "nbd_session", "nbd_connection", "nbd_transmission", "nbd_library", "unflushed_writes")
+    modules = ("nbd_client", "nbd_session", "nbd_connection", "nbd_transmission", "nbd_library", "unflushed_writes",
+               "confinement", "ready_memory")  # fmt: skip
     compile_native(target, STRESS, *modules,
                    options=SANITIZERS[request.param])  # fmt: skip
     return target
@@ -40,10 +41,12 @@ def test_every_acknowledged_byte_is_there(
 
 def test_it_builds_without_a_warning(tmp_path: Path) -> None:
     """The strictest warnings, at the optimisation that ships."""
-    sources = sorted((Path(__file__).parents[2] / "lukshdrfs/payload").glob("[a-z]*.c"))
+    package = Path(__file__).parents[2] / "lukshdrfs"
+    sources = sorted(source for room in ("payload", "native") for source in (package / room).glob("[a-z]*.c"))
     for source in sources:
         done = subprocess.run(
-            [program("gcc"), "-std=gnu11", "-Wall", "-Wextra", "-Wconversion", "-Wshadow", "-Werror", "-O2", "-c",
+            [program("gcc"), "-std=gnu11", "-Wall", "-Wextra", "-Wconversion", "-Wshadow", "-Werror", "-O2",
+             f"-I{package / 'native'}", "-c",
              "-o", tmp_path / "object", source],
             capture_output=True, text=True, check=False,
         )  # fmt: skip

@@ -11,7 +11,7 @@ from types import MappingProxyType
 from support.tools import program
 
 PACKAGE = Path(__file__).parents[2] / "lukshdrfs"
-ROOMS = [PACKAGE / room for room in ("cipher", "volume", "fuse", "payload")]
+ROOMS = [PACKAGE / room for room in ("cipher", "volume", "fuse", "payload", "native")]
 WARNINGS = ["-std=gnu11", "-Wall", "-Wextra", "-Wconversion", "-Wshadow", "-Wstrict-prototypes", "-Werror"]
 SANITIZERS = MappingProxyType({
     "memory": ("-fsanitize=address,undefined", "-fno-sanitize-recover=all"),
