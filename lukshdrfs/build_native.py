@@ -74,6 +74,4 @@ nbd_client = _module(
 )  # fmt: skip
 confined_process = _module("payload", "confined_process")
 # it calls the cipher, the locks and the payload by the addresses that Python gives it
-lane = _module(
-    "fuse", "lane", "lane", "coherence", shared=("confinement", "ready_memory"), beside=("cipher", "volume")
-)
+lane = _module("fuse", "lane", "lane", "coherence", shared=("confinement", "ready_memory"), beside=("cipher", "volume"))

@@ -1326,6 +1326,8 @@ static void *work(void *argument) {
     int at_once;
     pthread_mutex_lock(&lane->mutex); /* held until all threads are there */
     pthread_mutex_unlock(&lane->mutex);
+    void *volatile first = malloc(sizeof(struct opening)); /* volatile: else the compiler leaves it out */
+    free(first); /* what the C library has for this thread is there now */
     confine(lane);
     while (become_reader(worker) && (size = read_request(worker, &at_once))) {
         stop_reading(lane, at_once);

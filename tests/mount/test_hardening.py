@@ -91,6 +91,34 @@ def test_memory_for_writing_is_found_without_writing(volume: LuksFiles) -> None:
             assert flags & pf_memalloc_noio, (task / "comm").read_text()
 
 
+def page_faults(pid: int) -> dict[str, int]:
+    """Return how often each thread that serves requests had to be given memory so far (proc(5), minflt and majflt)."""
+    found = {}
+    for task in Path(f"/proc/{pid}/task").iterdir():
+        name, _, fields = (task / "stat").read_text().partition("(")[2].rpartition(") ")
+        if name == "lane":
+            found[task.name] = sum(int(fields.split()[field]) for field in (7, 9))
+    return found
+
+
+@pytest.mark.needs("fio")
+@pytest.mark.parametrize("layout", [XTS_512, XTS_4096], ids=str)
+def test_memory_for_serving_is_there_before_the_first_request(layout: Format, make_volume: MakeVolume) -> None:
+    """No thread that serves requests touches memory for the first time then: there might be none, but on the image."""
+    files = make_volume(layout, 64 * MIB)
+    with Mounted(files.payload, "--data-path", "native", header=files.header, key_file=files.key_file) as mount:
+        before = page_faults(mount.pid)
+        for block, depth in (("1M", 8), ("4k", 32), ("5000", 16)):
+            for kind in ("write", "read", "randwrite", "randread"):
+                subprocess.run(
+                    [program("fio"), "--name=x", f"--filename={mount.image}", f"--rw={kind}", f"--bs={block}",
+                     "--ioengine=posixaio", f"--iodepth={depth}", "--size=64M", "--io_size=8M", "--end_fsync=1"],
+                    check=True, capture_output=True,
+                )  # fmt: skip
+        assert len(before) >= 16
+        assert page_faults(mount.pid) == before
+
+
 LAYOUTS = (LUKS1_XTS, XTS_512, XTS_4096)
 
 
