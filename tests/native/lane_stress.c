@@ -1,6 +1,6 @@
 /* Plays the kernel and libfuse for the fast lane, from many threads at once, and checks every byte.
  *
- *   lane_stress SEED THREADS WORKERS ROUNDS end|stop
+ *   lane_stress SEED THREADS WORKERS ROUNDS end|stop|lock|end-lock
  *
  * The lane reads requests from a socket pair here: messages have their bounds, as those of /dev/fuse. Each thread owns
  * stripes of the volume that share sectors with those of the others, and knows what must be in them. At the end
@@ -37,6 +37,7 @@ static atomic_uint notices;              /* of ranges that the kernel is to drop
 static pthread_mutex_t model_mutex = PTHREAD_MUTEX_INITIALIZER;
 static uint8_t *model;
 static unsigned rounds, threads;
+static atomic_int locking; /* requests may be refused now */
 static const uint32_t page_size = 65536; /* arm64 has such kernels */
 
 #define CHECK(condition) ((condition) ? (void)0 : fail(#condition, __LINE__))
@@ -117,6 +118,10 @@ static void *play_libfuse(void *unused) {
 
 /* --- what the threads do ------------------------------------------------------------------------------------------ */
 
+static int is_refused(const struct message *answer) {
+    return answer->header.error == -EIO && atomic_load(&locking);
+}
+
 static size_t min(size_t a, size_t b) { return a < b ? a : b; }
 
 /* Part of a stripe that is the thread's own; stripes go round. */
@@ -140,7 +145,10 @@ static void write_some(unsigned me, uint64_t number, uint64_t *state, struct mes
     memcpy(model + offset, data, size); /* its own bytes: nobody reads them in the meantime */
     pthread_mutex_unlock(&model_mutex);
     post(me, number, FUSE_WRITE, &in, sizeof in, data, size);
-    CHECK(await(me, number, answer) == sizeof(struct fuse_write_out) && !answer->header.error);
+    size_t body = await(me, number, answer);
+    if (is_refused(answer))
+        return;
+    CHECK(body == sizeof(struct fuse_write_out) && !answer->header.error);
     CHECK(((struct fuse_write_out *)(void *)answer->body)->size == size);
 }
 
@@ -151,6 +159,8 @@ static void read_some(unsigned me, uint64_t number, uint64_t *state, struct mess
     struct fuse_read_in in = {.offset = offset, .size = size, .read_flags = rnd(state, 2) ? FUSE_READ_LOCKOWNER : 0};
     post(me, number, FUSE_READ, &in, sizeof in, NULL, 0);
     size_t count = await(me, number, answer);
+    if (is_refused(answer))
+        return;
     CHECK(!answer->header.error && count == (offset >= VOLUME ? 0 : min(size, VOLUME - offset)));
     pthread_mutex_lock(&model_mutex);
     for (size_t i = 0; i < count; i++)
@@ -167,7 +177,10 @@ static void zero_some(unsigned me, uint64_t number, uint64_t *state, struct mess
     struct fuse_interrupt_in nothing = {.unique = 1}; /* of somebody who is not there */
     post(me, number + 1, FUSE_INTERRUPT, &nothing, sizeof nothing, NULL, 0);
     post(me, number, FUSE_FALLOCATE, &in, sizeof in, NULL, 0);
-    CHECK(await(me, number, answer) == 0 && !answer->header.error);
+    CHECK(await(me, number, answer) == 0);
+    if (is_refused(answer))
+        return;
+    CHECK(!answer->header.error);
     pthread_mutex_lock(&model_mutex);
     memset(model + offset, 0, size);
     pthread_mutex_unlock(&model_mutex);
@@ -339,8 +352,19 @@ int main(int count, char **words) {
     }
     for (unsigned i = 0; i < threads; i++)
         start(&player[i], play_thread, i);
+    if (!strcmp(words[5], "lock")) { /* at some moment while requests are under way */
+        usleep(1000 * (unsigned)(seed % 300));
+        atomic_store(&locking, 1);
+        CHECK(lane_lock(lane, 20000));
+    }
     for (unsigned i = 0; i < threads; i++)
         pthread_join(player[i], NULL);
+    if (!strcmp(words[5], "end-lock")) { /* the mount ends just when it is locked: nobody is waited for who is gone */
+        shutdown(kernel, SHUT_RDWR);
+        usleep(1000 * (unsigned)(seed % 20));
+        CHECK(lane_lock(lane, 20000));
+        CHECK(lane_lock(lane, 0));
+    }
 
     if (!strcmp(words[5], "end")) { /* what an unmount does */
         struct pollfd told = {.fd = events[0], .events = POLLIN};

@@ -37,3 +37,13 @@ def test_many_threads_see_their_own_bytes(stress: Path, threads: int, workers: i
         check=False,
     )
     assert (done.returncode, done.stdout) == (0, "all as expected\n"), done.stderr
+
+
+@pytest.mark.parametrize("seed", ["3", "57", "219"])
+@pytest.mark.parametrize("ending", ["lock", "end-lock"])
+def test_locking_at_any_moment(stress: Path, seed: str, ending: str) -> None:
+    """Whether requests are under way or the mount has just ended: it is locked at once, and what comes gets EIO."""
+    done = subprocess.run(
+        [stress, seed, "4", "2", "400", ending], capture_output=True, text=True, timeout=60, check=False
+    )
+    assert (done.returncode, done.stdout) == (0, "all as expected\n"), done.stderr
