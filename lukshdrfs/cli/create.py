@@ -48,6 +48,7 @@ from lukshdrfs.payload import (
     is_plain,
     known_signature,
     known_signature_of,
+    new_payload_file,
     open_indirect,
 )
 from lukshdrfs.secret import SecretBytes
@@ -381,47 +382,28 @@ def _payload(arguments: argparse.Namespace) -> Iterator[tuple[Payload, bool]]:
             f"payload {name} is there already and keeps its size; leave out --size (--offset, --size and a detached "
             "header make a part of it the volume)"
         )
-    made = False
-    try:
-        if not is_plain(name, arguments.payload_format):
-            if created:
-                with create_image(name, arguments.payload_format, arguments.size) as image:
-                    yield image, created
-                return
-            with open_indirect(
-                name, arguments.payload_format, read_only=False, backing_chain=arguments.backing_chain
-            ) as opened:
-                _refuse(name, known_signature_of(opened.size, opened.read_into), force=arguments.force)
-                yield opened, created
-            return
+    if not is_plain(name, arguments.payload_format):
         if created:
-            _create_payload(name, arguments.size)
-            made = True  # from here on it is ours to take away
-        if not created and _window(arguments, created=created) is None:
-            _refuse_known_data(name, force=arguments.force)
-        size_ = _window(arguments, created=created)
-        window = None if size_ is None else (int(arguments.offset), size_)
-        with FilePayload.open(name, read_only=False, window=window) as payload:
-            yield payload, created
-    except BaseException:
-        if made:
-            Path(name).unlink(missing_ok=True)
-        raise
-
-
-def _create_payload(name: str, size_: int) -> None:
-    check_file_size(f"payload {name}", size_)
-    try:
-        descriptor = os.open(name, os.O_CREAT | os.O_EXCL | os.O_RDWR, 0o600)
-        try:
-            os.ftruncate(descriptor, size_)
-        except OSError:
-            Path(name).unlink()
-            raise
-        finally:
-            os.close(descriptor)
-    except OSError as error:
-        raise DeviceError(f"payload {name}: {os.strerror(error.errno or 0)}") from None
+            with create_image(name, arguments.payload_format, arguments.size) as image:
+                yield image, created
+            return
+        with open_indirect(
+            name, arguments.payload_format, read_only=False, backing_chain=arguments.backing_chain
+        ) as opened:
+            _refuse(name, known_signature_of(opened.size, opened.read_into), force=arguments.force)
+            yield opened, created
+        return
+    if created:
+        check_file_size(f"payload {name}", arguments.size)
+        with new_payload_file(name, arguments.size) as made:
+            yield made, created
+        return
+    if _window(arguments, created=created) is None:
+        _refuse_known_data(name, force=arguments.force)
+    size_ = _window(arguments, created=created)
+    window = None if size_ is None else (int(arguments.offset), size_)
+    with FilePayload.open(name, read_only=False, window=window) as payload:
+        yield payload, created
 
 
 def _refuse_known_data(name: str, *, force: bool) -> None:

@@ -6,6 +6,7 @@ from lukshdrfs.payload.engine_payload import EnginePayload
 from lukshdrfs.payload.file import FilePayload
 from lukshdrfs.payload.formats import check_format, create_image, is_plain, open_indirect
 from lukshdrfs.payload.nbd import NbdPayload
+from lukshdrfs.payload.new_file import new_payload_file
 from lukshdrfs.payload.signatures import known_signature, known_signature_of
 
 __all__ = [
@@ -20,5 +21,6 @@ __all__ = [
     "is_plain",
     "known_signature",
     "known_signature_of",
+    "new_payload_file",
     "open_indirect",
 ]
