@@ -1,16 +1,15 @@
 # What the examples share; sourced by them, with their own arguments.
 #
-# Puts lukshdrfs on PATH (with --installed as the first argument, the one that is there is taken), makes a folder for
-# all that the example makes ($work, the working directory), and undoes everything there when the example ends,
-# whatever ends it: guests, mounts, loop devices, files.
+# Puts lukshdrfs on PATH (with --installed, the one that is there is taken), makes a folder for all that the example
+# makes ($work, the working directory), and undoes everything there when the example ends, whatever ends it: guests,
+# mounts, loop devices, files.
 # shellcheck shell=bash disable=SC2034
 
 set -euo pipefail
 examples=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
+source "$examples/arguments.sh"
 PATH=$PATH:/usr/sbin:/sbin
-if [[ ${1:-} == --installed ]]; then
-    shift
-else
+if [[ -z $installed ]]; then
     bin=$("$examples/../tests/setup.sh" run)
     PATH=$bin:$PATH
 fi

@@ -179,6 +179,7 @@ case ${1:-} in
         shift
         boot "$@"
         ;;
+    -h | --help) sed -n '2,${/^#/!q;s/^# \{0,1\}//p}' "$self" ;;
     *)
         echo 'usage: guest.sh setup | boot COMMANDS [QEMU OPTION...]' >&2
         exit 1

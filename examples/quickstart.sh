@@ -9,8 +9,9 @@
 set -euo pipefail
 
 root=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
+source "$root/examples/arguments.sh"
 PATH=$PATH:/usr/sbin:/sbin
-if [[ ${1:-} != --installed ]]; then
+if [[ -z $installed ]]; then
     bin=$("$root/tests/setup.sh" run)
     PATH=$bin:$PATH
 fi

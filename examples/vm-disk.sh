@@ -6,9 +6,15 @@
 #
 # CACHE and AIO are QEMU's: none (the default) or writeback; io_uring (the default), threads or native.
 # No root needed; what guest.sh, beside this, needs. Without KVM each boot takes some ten seconds.
-source "$(dirname "${BASH_SOURCE[0]}")/common.sh"
+most_arguments=2
+source "$(dirname "${BASH_SOURCE[0]}")/arguments.sh"
 
 cache=${1:-none} aio=${2:-io_uring}
+if [[ ! $cache =~ ^(none|writeback)$ || ! $aio =~ ^(io_uring|threads|native)$ ]]; then
+    echo "${0##*/}: CACHE '$cache' or AIO '$aio' is not one of those that ${0##*/} --help names" >&2
+    exit 1
+fi
+source "$(dirname "${BASH_SOURCE[0]}")/common.sh"
 make_guest
 
 drive() { echo "file=$1,format=raw,if=none,id=disk,cache=$cache,aio=$aio"; }

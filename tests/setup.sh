@@ -10,6 +10,10 @@
 # With CI=true, what the tests need of Python is what tests/requirements.txt says, file by file.
 set -euo pipefail
 
+if [[ " $* " =~ \ (-h|--help)\  ]]; then
+    sed -n '2,${/^#/!q;s/^# \{0,1\}//p}' "$0"
+    exit
+fi
 root=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
 venv=$root/.venv
 if [[ ${1:-} == --venv ]]; then

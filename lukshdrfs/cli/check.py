@@ -11,7 +11,7 @@ from typing import Any
 
 from lukshdrfs.cli.arguments import Subparsers
 from lukshdrfs.cli.logs import printable
-from lukshdrfs.cli.picture import characters, check_place, png
+from lukshdrfs.cli.picture import bytes_of_a_character, characters, check_place, png
 from lukshdrfs.cli.progress import Progress
 from lukshdrfs.luks.luks2_binary import PRIMARY_MAGIC, SECONDARY_MAGIC
 from lukshdrfs.luks.luks2_check import METADATA_SIZES
@@ -27,6 +27,7 @@ RANDOM, TELLING = "random", "gives itself away"
 _TELLING_STATUS = 1
 
 _MIB = 1 << 20
+_FEWEST = 10**9
 HEADERS = (
     Magic("a LUKS header", PRIMARY_MAGIC),
     Magic("the second copy of a LUKS2 header", SECONDARY_MAGIC, METADATA_SIZES),
@@ -68,7 +69,7 @@ def run(arguments: argparse.Namespace) -> int:
     around = [*size_findings(seen.size, HEADER_SIZES), *neighbour_findings(name, HEADERS)]
     seen = dataclasses.replace(seen, findings=(*signatures, *seen.findings, *around))
     if picture is not None:
-        picture.write_bytes(png(seen.map))
+        picture.write_bytes(png(seen.map, legend=True))
     if arguments.json:
         sys.stdout.write(json.dumps(_document(name, seen), indent=2) + "\n")
     else:
@@ -119,14 +120,27 @@ def _document(name: str, seen: Examination) -> dict[str, Any]:
 
 def _lines(seen: Examination, *, with_map: bool) -> list[str]:
     found = [f"{finding.severity:<7}  {finding.subject}: {printable(finding.text)}" for finding in seen.findings]
-    least = min(test.least_p for test in seen.tests)
-    found.append(
-        f"tested   chi-square of byte frequencies: smallest p = {least:.1e}, level {seen.level:.1e} "
-        f"(one random payload in {1 / FALSE_ALARMS:.0f} fails)"
-    )
+    found.append(f"tested   {_in_words(seen)}")
     if with_map and seen.size and _can_show("\u2591\u25c6"):
         found += characters(seen.map)
+        found.append(f"each character is {bytes_of_a_character(seen.map) // 1024} KiB of the payload, row by row")
     return [*found, _verdict(seen)]
+
+
+def _in_words(seen: Examination) -> str:
+    """Say what the smallest p-value means: how many payloads of random bytes have one as small."""
+    least = min(min(test.least_p, test.total_p) for test in seen.tests)
+    share = least * FALSE_ALARMS / seen.level  # the level is for one of all the tests, see examination.py
+    if share >= 1:
+        found = "every payload of random bytes"
+    elif share * _FEWEST > 1:
+        found = f"one in {1 / share:.0f} payloads of random bytes"
+    else:
+        found = "next to no payload of random bytes"
+    return (
+        f"how often each byte value occurs: {found} of this size has something as unusual; "
+        f"what less than one in {1 / FALSE_ALARMS:.0f} has counts as telling"
+    )
 
 
 def _can_show(text: str) -> bool:

@@ -7,6 +7,7 @@ import struct
 import zlib
 from pathlib import Path
 
+from lukshdrfs.cli.legend import legend_lines
 from lukshdrfs.errors import DeviceError
 from lukshdrfs.payload.region_map import Kind, RegionMap
 
@@ -49,9 +50,11 @@ _ROWS = 16
 _PIXELS = 512
 
 
-def png(region_map: RegionMap) -> bytes:
+def png(region_map: RegionMap, *, legend: bool = False) -> bytes:
     """
     Return a map as a PNG file with a palette: a square of pixels for each cell, row by row, and at most 512 across.
+
+    With `legend`, what the colours mean is written below it.
 
     Source: PNG specification (W3C), sections 5 (chunks) and 11.2.
     """
@@ -64,10 +67,16 @@ def png(region_map: RegionMap) -> bytes:
     for row in range(rows):
         line = b"".join(bytes([cell]) * scale for cell in cells[row * columns : (row + 1) * columns])
         lines.append((b"\0" + line) * scale)  # each line begins with its filter: none
+    height = rows * scale
+    if legend:
+        names = {**{int(kind): NAMES[kind] for kind in Kind}, len(COLOURS): "past the end"}
+        below = legend_lines(names, columns * scale, ink=Kind.ZERO, paper=len(COLOURS))
+        lines += [b"\0" + line for line in below]
+        height += len(below)
     palette = b"".join(bytes(COLOURS[kind]) for kind in Kind) + bytes(_PAST_THE_END)
     return (
         PNG_SIGNATURE
-        + _chunk(b"IHDR", struct.pack(">IIBBBBB", columns * scale, rows * scale, 8, 3, 0, 0, 0))
+        + _chunk(b"IHDR", struct.pack(">IIBBBBB", columns * scale, height, 8, 3, 0, 0, 0))
         + _chunk(b"PLTE", palette)
         + _chunk(b"IDAT", zlib.compress(b"".join(lines), 9))
         + _chunk(b"IEND", b"")
@@ -98,3 +107,8 @@ def characters(region_map: RegionMap) -> list[str]:
         "".join(_CHARACTERS[Kind(cell)] for cell in cells[at : at + _COLUMNS]) for at in range(0, len(cells), _COLUMNS)
     ]
     return [*found, "  ".join(f"{_CHARACTERS[kind]} {NAMES[kind]}" for kind in Kind if kind in cells)]
+
+
+def bytes_of_a_character(region_map: RegionMap) -> int:
+    """Return how much of the payload one of the characters stands for."""
+    return region_map.cell_size * max(1, -(-len(region_map.cells) // (_COLUMNS * _ROWS)))

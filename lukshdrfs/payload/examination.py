@@ -27,6 +27,8 @@ from lukshdrfs.payload.sampling import Sample
 FALSE_ALARMS = 1e-4
 """How often random data are taken for something else: one payload in ten thousand, whatever its size."""
 
+_PAYLOADS_A_FALSE_ALARM = round(1 / FALSE_ALARMS)
+
 LEAST_TESTED = 4096
 """Bytes of a region below which its frequencies say too little to be tested."""
 
@@ -285,13 +287,16 @@ class _Examiner:
         if self._uneven.count:
             text = (
                 f"{self._uneven.words(self._sample.size)} have byte frequencies that random data do not have "
-                f"(p below {self._level:.1e})"
+                f"(less than one in {_PAYLOADS_A_FALSE_ALARM} payloads of random bytes has any such region)"
             )
             found.append(Finding("error", "frequencies", text, tuple(self._uneven.first)))
         for test in tests:
             # where parts tell already, of course the whole does
             if test.total_p < self._level and alone and not any(other.failed for other in tests):
-                text = f"{test.name}: no region by itself, but all together are not random: p = {test.total_p:.1e}"
+                text = (
+                    f"{test.name}: no region by itself, but all together are not random "
+                    f"(less than one in {_PAYLOADS_A_FALSE_ALARM} payloads of random bytes is like that)"
+                )
                 found.append(Finding("error", "frequencies", text))
         return found
 

@@ -93,4 +93,5 @@ def test_on_a_terminal_there_is_a_map(payload: Path) -> None:
     lines = shown.decode().splitlines()
     assert f"█{'░' * 63}" in lines
     assert "░ random  █ zeros" in lines
+    assert "each character is 64 KiB of the payload, row by row" in lines
     assert lines[-1] == "gives itself away"

@@ -9,7 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from lukshdrfs.cli.picture import COLOURS, PNG_SIGNATURE, characters, check_place, png
+from lukshdrfs.cli.legend import legend_lines
+from lukshdrfs.cli.picture import COLOURS, NAMES, PNG_SIGNATURE, characters, check_place, png
 from lukshdrfs.errors import DeviceError
 from lukshdrfs.payload.block_scan import REGION
 from lukshdrfs.payload.region_map import Kind, RegionMap
@@ -58,6 +59,31 @@ def test_each_cell_has_its_colour(cells: int) -> None:
             assert corners == {COLOURS[Kind(cell * 5 % len(Kind))]}
         else:
             assert not corners & set(COLOURS.values())
+
+
+@pytest.mark.parametrize("cells", [1, 7, 1000, 40_000, 1 << 16])
+def test_the_legend_is_below_the_map(cells: int) -> None:
+    """The map stays as it is; below it, each colour is shown in a frame, with letters beside it."""
+    region_map = RegionMap(cells * REGION)
+    region_map.mark(0, cells * REGION, Kind.RANDOM)
+    alone, whole = decoded(png(region_map)), decoded(png(region_map, legend=True))
+    assert whole[: len(alone)] == alone
+    below = whole[len(alone) :]
+    ink = COLOURS[Kind.ZERO]
+    rows = [below[8 + 24 * n : 32 + 24 * n] for n in range(len(COLOURS) + 1)]
+    assert [row[8][16] for row in rows] == [*COLOURS.values(), below[0][0]]
+    assert all(row[0][8:24] == [ink] * 16 and row[8][8] == row[8][23] == ink for row in rows), "white on white"
+    assert all(any(line[32:].count(ink) for line in row) for row in rows)
+
+
+@pytest.mark.parametrize("name", [*NAMES.values(), "past the end"])
+def test_the_legend_can_be_read(name: str) -> None:
+    """Every letter of every name has a form of its own, and the picture is never too narrow for the name."""
+    lines = legend_lines({0: name}, 257, ink=1, paper=2)
+    assert {len(line) for line in lines} == {257}
+    forms = {char: tuple(line[32 + 12 * at : 42 + 12 * at] for line in lines) for at, char in enumerate(name)}
+    assert len(set(forms.values())) == len(set(name))
+    assert all(line[32 + 12 * len(name) :].count(1) == 0 for line in lines)
 
 
 def test_an_empty_map() -> None:
