@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import fcntl
 import logging
@@ -15,6 +16,7 @@ from lukshdrfs.errors import DeviceError, InUse, PayloadError, ReadOnlyError
 from lukshdrfs.payload._file_writes import ffi, lib
 from lukshdrfs.payload.base import PayloadFunctions
 from lukshdrfs.payload.image_locks import lock_image
+from lukshdrfs.payload.loop_devices import UnknownBacking, backings
 
 log = logging.getLogger(__name__)
 
@@ -34,6 +36,8 @@ class FilePayload:
         self._write_through = write_through
         self._writes_made = threading.Lock()
         self._writes: object = None
+        self._locks: list[int] = []
+        """What lies behind a loop device, open for its locks alone."""
         self._name = name
         self._read_only = read_only
         self._size = 0
@@ -68,17 +72,17 @@ class FilePayload:
         if stat.S_ISBLK(mode) and not read_only and window is None:
             flags |= os.O_EXCL  # fails while it is mounted or has an exclusive user: open(2)
         descriptor = _open(name, flags)
-        try:
+        with contextlib.ExitStack() as opened:
+            opened.callback(os.close, descriptor)
             if stat.S_ISBLK(mode) and not read_only:
                 check_writable_device(descriptor, name)
-            if locked:
-                lock_image(descriptor, name, writable=not read_only, window=window)
-            return cls(
+            locks = _lock_everywhere(descriptor, name, opened, writable=not read_only, window=window) if locked else []
+            payload = cls(
                 descriptor, name, read_only=read_only, write_through=write_through, preserve_times=preserve_times
             )
-        except BaseException:
-            os.close(descriptor)
-            raise
+            payload._locks = locks
+            opened.pop_all()
+        return payload
 
     @property
     def name(self) -> str:
@@ -210,6 +214,9 @@ class FilePayload:
         writes, self._writes = self._writes, None
         if writes is not None and writes != ffi.NULL:
             lib.file_writes_free(writes)
+        for lock in self._locks:
+            os.close(lock)
+        self._locks = []
         if descriptor >= 0:
             self._put_times_back(descriptor)
             try:
@@ -236,6 +243,22 @@ class FilePayload:
 
     def __exit__(self, *exc_info: object) -> None:
         self.close()
+
+
+def _lock_everywhere(
+    descriptor: int, name: str, opened: contextlib.ExitStack, *, writable: bool, window: tuple[int, int] | None
+) -> list[int]:
+    """Lock an open payload, and what it is called elsewhere; return the descriptors that hold the locks there."""
+    lock_image(descriptor, name, writable=writable, window=window)
+    locks = []
+    try:
+        for backing in backings(descriptor, writable=writable, window=window):
+            opened.callback(os.close, backing.descriptor)
+            locks.append(backing.descriptor)
+            lock_image(backing.descriptor, f"{name} ({backing.name})", writable=writable, window=backing.window)
+    except UnknownBacking as error:
+        log.warning("payload %s is a loop device whose file cannot be locked against other users: %s", name, error)
+    return locks
 
 
 def _file_mode(name: str) -> int:
