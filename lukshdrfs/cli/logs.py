@@ -13,8 +13,14 @@ _root = logging.getLogger("lukshdrfs")
 
 
 def printable(text: str) -> str:
-    """Return a text in one line, with what a terminal would take for a command made visible."""
-    return "".join(char if char.isprintable() else char.encode("unicode_escape").decode() for char in text)
+    """Return a text in one line, with bytes that are no text, and what a terminal would act upon, made visible."""
+    return "".join(char if char.isprintable() else _visible(char) for char in text)
+
+
+def _visible(char: str) -> str:
+    if "\udc80" <= char <= "\udcff":  # a byte of a file's name (PEP 383)
+        return f"\\x{ord(char) - 0xDC00:02x}"
+    return char.encode("unicode_escape").decode()
 
 
 class _OneLine(logging.Formatter):

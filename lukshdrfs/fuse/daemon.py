@@ -12,6 +12,7 @@ import logging
 import os
 import shutil
 import signal
+import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -210,16 +211,29 @@ def _is_there(mounted: Mount | None) -> bool:
     return mounted is not None and find_mount(mounted.mountpoint) == mounted
 
 
+class _Option(str):
+    """
+    An option for libfuse, whatever bytes are in it: names of files are bytes.
+
+    pyfuse3 takes text, and asks it for its bytes by this method, as ASCII.
+    """
+
+    __slots__ = ()
+
+    def encode(self, _encoding: str = "", _errors: str = "") -> bytes:
+        """Return the bytes of the file's name that this text stands for."""
+        return super().encode(sys.getfilesystemencoding(), sys.getfilesystemencodeerrors())
+
+
 def _mount_source(source: str) -> str:
     r"""Return a source as an option's value: libfuse splits at commas that have no backslash before them."""
-    ascii_only = source.encode("ascii", "backslashreplace").decode("ascii")  # pyfuse3 takes no others
-    return ascii_only.replace("\\", "\\\\").replace(",", "\\,")
+    return source.replace("\\", "\\\\").replace(",", "\\,")
 
 
 def _mount(file_system: ImageFileSystem, options: MountOptions, kernel_options: set[str]) -> None:
     with _captured_stderr() as printed:
         try:
-            pyfuse3.init(file_system, options.mountpoint, kernel_options)
+            pyfuse3.init(file_system, options.mountpoint, {_Option(option) for option in kernel_options})
         except RuntimeError as error:
             failure: RuntimeError | None = error
         else:

@@ -187,7 +187,8 @@ def _own_limits(root: Path) -> Iterator[Bound]:
 
 def _lines(file: Path) -> list[str]:
     try:
-        return file.read_text(encoding="utf-8", errors="surrogateescape").splitlines()
+        # at newlines alone: names in the mount table may have other characters that end a line
+        return file.read_text(encoding="utf-8", errors="surrogateescape").removesuffix("\n").split("\n")
     except OSError:
         return []
 

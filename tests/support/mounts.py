@@ -88,10 +88,10 @@ class MountEntry:
 def mount_table() -> list[MountEntry]:
     """Return what is mounted, the latest mount last."""
     entries = []
-    # a name is bytes, and not always text in any encoding
-    for line in os.fsdecode(Path("/proc/self/mountinfo").read_bytes()).splitlines():
+    # names are bytes, and may have what else would end a line in them
+    for line in os.fsdecode(Path("/proc/self/mountinfo").read_bytes()).split("\n")[:-1]:
         before, _, after = line.partition(" - ")
-        fields, (kind, source, _) = before.split(), after.split(maxsplit=2)
+        fields, (kind, source, _) = before.split(" "), after.split(" ", maxsplit=2)
         options = frozenset(fields[5].split(","))
         # the kernel writes blanks and backslashes in octal
         where = re.sub(rb"\\([0-7]{3})", lambda code: bytes([int(code[1], 8)]), os.fsencode(fields[4]))
