@@ -48,7 +48,8 @@ cleanup() {
         losetup --detach "$path"
     done < <(loops_below_work)
     while read -r path; do
-        lukshdrfs unmount "$path" || fusermount3 -u -z "$path"
+        # whatever is wrong, nobody keeps the key
+        lukshdrfs unmount "$path" || lukshdrfs lock "$path" || fusermount3 -u -z "$path"
     done < <(mounts_below_work)
     rm -rf --one-file-system "$work"
 }

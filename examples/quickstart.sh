@@ -28,7 +28,10 @@ cleanup() {
     set +e
     if mountpoint -q "$disk"; then umount "$disk"; fi
     if [[ -n $loop ]]; then losetup --detach "$loop"; fi
-    if mountpoint -q "$vault"; then lukshdrfs unmount "$vault" || fusermount3 -u -z "$vault"; fi
+    # whatever is wrong, nobody keeps the key
+    if lukshdrfs status "$vault" >/dev/null 2>&1; then
+        lukshdrfs unmount "$vault" || lukshdrfs lock "$vault" || fusermount3 -u -z "$vault"
+    fi
     rm -rf --one-file-system "$work"
 }
 trap cleanup EXIT
