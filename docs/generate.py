@@ -18,9 +18,12 @@ from argparse_manpage.manpage import Manpage
 
 from lukshdrfs._version import VERSION
 from lukshdrfs.cli.main import build_parser
-from lukshdrfs.cli.mount_options import FLAGS, KERNEL, NOT_OURS, VALUES
+from lukshdrfs.cli.mount_options import FLAGS, KERNEL, NOT_OURS, SECURITY_CONTEXTS, VALUES, WITHOUT_EFFECT
 
 DOCS = Path(__file__).parent
+BY_THE_SHORT_FORM = ("offset", "size")
+"""Second names of options."""
+
 WITHOUT_LONG_OPTION = {
     "fsname": "what the mount table shows as the source (the payload)",
     "uid": "owner of the image, by number (who mounts)",
@@ -77,6 +80,12 @@ def helper_page() -> str:
     parser.add_argument("payload", metavar="PAYLOAD", help="file or block device with the ciphertext")
     parser.add_argument("mountpoint", metavar="MOUNTPOINT", help="an empty directory, or a file to mount over")
     parser.add_argument("-o", metavar="OPT[,OPT...]", help="options, below; a comma in a value is written \\,")
+    parser.add_argument("-f", action="store_true", help="do nothing: a fake mount")
+    parser.add_argument("-s", action="store_true", help="leave out options that are unknown")
+    parser.add_argument("-v", action="store_true", help="say more")
+    parser.add_argument("-n", action="store_true", help="do not write /etc/mtab, which this program never does")
+    parser.add_argument("-N", metavar="NAMESPACE", help="mount in that mount namespace, where all paths are looked up")
+    parser.add_argument("-t", metavar="TYPE", help="lukshdrfs or fuse.lukshdrfs; of no effect")
     page = _page(parser, "8", "System Administration", "mount helper of lukshdrfs")
     options = "\n".join(f".TP\n\\fB{name}\\fR\n{text}" for name, text in _mount_options())
     page.add_section("MOUNT OPTIONS", ">", options)
@@ -92,11 +101,16 @@ def _mount_options() -> Iterator[tuple[str, str]]:
     mount = subparsers._group_actions[0].choices["mount"]  # type: ignore[index] # noqa: SLF001
     meanings = {action.dest: action.help for action in mount._actions} | WITHOUT_LONG_OPTION  # noqa: SLF001
     for name, (dest, _) in sorted(VALUES.items()):
-        yield f"{name}=", str(meanings[dest])
+        if name in BY_THE_SHORT_FORM:
+            yield f"{name}=", f"the same as data\\-{name}=, for the short form: mount(8) takes offset= for itself"
+        else:
+            yield f"{name}=", str(meanings[dest])
     for name, (dest, _) in sorted(FLAGS.items()):
         yield name, str(meanings[dest]) if name != "rw" else "allow writing (the default)"
     yield ", ".join(sorted(KERNEL)), "for the kernel, as with any FUSE file system"
+    yield ", ".join(f"{name}=" for name in SECURITY_CONTEXTS), "for SELinux, where there is it"
     yield ", ".join(sorted(NOT_OURS)) + ", x\\-...", "for mount(8), fstab and systemd; ignored"
+    yield ", ".join(sorted(WITHOUT_EFFECT)), "of every file system; they change nothing about this one"
 
 
 def _page(parser: argparse.ArgumentParser, section: str, manual: str, summary: str) -> Manpage:

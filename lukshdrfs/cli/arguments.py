@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import argparse
+import difflib
 import re
+from collections.abc import Iterable
 from typing import Any, NoReturn, TypeAlias
 
 from lukshdrfs.cli.quantities import kibibytes, milliseconds, number, size
@@ -13,6 +15,9 @@ from lukshdrfs.luks import NO_LIMITS, KdfLimits
 from lukshdrfs.luks.hashes import find_hash
 from lukshdrfs.luks.kdf_cost import KdfWish
 from lukshdrfs.volume import HeaderPin, source_descriptor
+
+_ALIKE = 0.7
+"""How much of two words is the same, as difflib counts, if one was meant by the other."""
 
 
 class Parser(argparse.ArgumentParser):
@@ -25,20 +30,45 @@ class Parser(argparse.ArgumentParser):
         """The commands of a command that has some."""
         self.intermixed = False
         """Whether options may stand before an argument that can be left out; by itself, argparse forgets that one."""
+        self._parsing = False
 
     def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
-        """Do what argparse does."""
-        if not self.intermixed:
+        """Do what argparse does, but where the command is known that has to refuse what is unknown."""
+        if self._parsing:  # argparse goes over intermixed arguments twice
             return super().parse_known_args(args, namespace)
-        self.intermixed = False  # what is called now calls this again
+        self._parsing = True
         try:
-            return self.parse_known_intermixed_args(args, namespace)
+            parse = self.parse_known_intermixed_args if self.intermixed else super().parse_known_args
+            found, unknown = parse(args, namespace)
         finally:
-            self.intermixed = True
+            self._parsing = False
+        if unknown:
+            self.error(f"unrecognized arguments: {' '.join(unknown)}{self._meant_by(unknown)}")
+        return found, unknown
+
+    def _meant_by(self, unknown: list[str]) -> str:
+        """Return which option may have been meant by the first one that is unknown."""
+        word = next((word.partition("=")[0] for word in unknown if word.startswith("--")), "")
+        known = [name for action in self._actions for name in action.option_strings if name.startswith("--")]
+        return f"; {closest(word, known)}".removesuffix("; ").removesuffix(";") if word else ""
 
     def error(self, message: str) -> NoReturn:
         """Refuse the command line in one line."""
+        if self.subcommands is not None and (wrong := re.search("invalid choice: '(.*?)' \\(", message)):
+            raise no_command(wrong[1], self.subcommands.choices, self.prog)
         raise UsageError(f"{message}; see '{self.prog} --help'")
+
+
+def no_command(word: str, commands: Iterable[str], program: str) -> UsageError:
+    """Return what to say of a command that does not exist."""
+    return UsageError(f"no command '{word}'; {closest(word, commands)}see '{program} --help'")
+
+
+def closest(word: str, words: Iterable[str]) -> str:
+    """Return `did you mean '...'?; ` with the word that is most like another one, or nothing if none is."""
+    bare = {choice.rstrip("=").lstrip("-"): choice for choice in words}
+    found = difflib.get_close_matches(word.rstrip("=").lstrip("-").lower(), bare, n=1, cutoff=_ALIKE)
+    return f"did you mean '{bare[found[0]]}'?; " if found else ""
 
 
 Subparsers: TypeAlias = "argparse._SubParsersAction[Parser]"  # noqa: SLF001 - argparse has no public name for it

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import os
 import signal
 import sys
@@ -25,10 +26,11 @@ from lukshdrfs.cli import (
     status,
     unmount,
 )
-from lukshdrfs.cli.arguments import Parser, Subparsers
+from lukshdrfs.cli.arguments import Parser, Subparsers, closest, no_command
 from lukshdrfs.cli.outcome import EndedBySignal, exit_status
 from lukshdrfs.limits import raise_limits
 from lukshdrfs.luks.free_memory import return_freed_memory
+from lukshdrfs.payload import is_network
 from lukshdrfs.secret import harden_process
 
 COMMANDS = {
@@ -79,17 +81,40 @@ def _commands_below(subparsers: Subparsers) -> Iterator[Parser]:
 
 
 def _expand_short_form(words: list[str]) -> list[str]:
-    """Turn `PAYLOAD MOUNTPOINT [-o …] [-f]` into the `mount` command that it stands for."""
+    """
+    Turn `PAYLOAD MOUNTPOINT [-o …] [-f]` into the `mount` command that it stands for, and `help` into what it asks for.
+
+    Raises UsageError for what is neither this nor a command.
+    """
     leading = list(takewhile(lambda word: word in _COMMON, words))
     if leading and len(words) > len(leading) and words[len(leading)] in COMMANDS:
         return [words[len(leading)], *leading, *words[len(leading) + 1 :]]
-    skip = False
+    if words[:1] == ["help"]:
+        return [*(_expand_short_form(words[1:]) if words[1:] else []), "--help"]
+    named = _without_options(words)
+    if not named or words[0] in COMMANDS:
+        return words
+    if not _looks_like_payload(named):
+        raise no_command(named[0], COMMANDS, "lukshdrfs")
+    return ["mount", *words]
+
+
+def _without_options(words: list[str]) -> list[str]:
+    named, skip = [], False
     for word in words:
         if skip or word.startswith("-"):
             skip = not skip and word in _OPTIONS_WITH_VALUE
-            continue
-        return words if word in COMMANDS and word == words[0] else ["mount", *words]
-    return words
+        else:
+            named.append(word)
+    return named
+
+
+def _looks_like_payload(named: list[str]) -> bool:
+    """Whether the first of these words is rather a payload than a command that is mistyped."""
+    word = named[0]
+    if is_network(word) or "/" in word or os.path.lexists(word):
+        return True
+    return len(named) > 1 and "." in word and not closest(word, COMMANDS)
 
 
 def main(words: list[str] | None = None) -> int:
@@ -125,27 +150,12 @@ def _open_standard_streams() -> None:
         if getattr(sys, name) is None:
             os.dup2(os.open(os.devnull, os.O_RDWR), number)
             setattr(sys, name, os.fdopen(number, mode, closefd=False))
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):  # what a locale has no letters for is shown as numbers
+            stream.reconfigure(errors="backslashreplace")
 
 
 def _run(words: list[str]) -> int:
     arguments = build_parser().parse_args(words)
     logs.to_terminal(-1 if arguments.quiet else arguments.verbose)
     return int(arguments.run(arguments))
-
-
-def mount_helper(words: list[str] | None = None) -> int:
-    """Run as mount(8)'s helper: `mount.lukshdrfs PAYLOAD MOUNTPOINT [-sfnv] [-o OPT,...]`."""
-    given = sys.argv[1:] if words is None else words
-    # -s tolerates unknown options, -n keeps /etc/mtab as it is: neither means anything here
-    return main(["mount", *(word for word in given if word not in ("-n", "-s"))])
-
-
-def umount_helper(words: list[str] | None = None) -> int:
-    """Run as umount(8)'s helper: `umount.lukshdrfs MOUNTPOINT [-flnrv] [-N NAMESPACE] [-t TYPE]`."""
-    given = list(sys.argv[1:] if words is None else words)
-    for option in ("-N", "-t"):  # of another namespace we are not called; the type is ours
-        while option in given:
-            at = given.index(option)
-            del given[at : at + 2]
-    lazy = ["--lazy"] if any(word.startswith("-") and "l" in word for word in given) else []
-    return main(["unmount", *lazy, *(word for word in given if not word.startswith("-"))])

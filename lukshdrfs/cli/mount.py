@@ -111,6 +111,7 @@ def add_parser(subparsers: Subparsers) -> None:
     parser.add_argument("--max-time", type=seconds, metavar="S", help="lock after so many seconds (or 8h, 30m)")
     parser.add_argument("--idle-timeout", type=seconds, metavar="S", help="lock when it is not used for so long")
     parser.add_argument("-o", action="append", default=[], dest="options", metavar="OPT", help="as in fstab")
+    parser.add_argument("--sloppy", action="store_true", help=argparse.SUPPRESS)  # of mount(8): unknown -o are left out
     parser.set_defaults(run=run, fsname=None, uid=None, gid=None, umask=None)
 
 
@@ -126,7 +127,7 @@ class _Request:
 def run(arguments: argparse.Namespace) -> int:
     """Carry the command out; return when the image can be read (or, in the foreground, is gone)."""
     arguments.kernel_options = []
-    apply_options(arguments, arguments.options)
+    apply_options(arguments, arguments.options, sloppy=arguments.sloppy)
     request = _check(arguments)
     if arguments.foreground:
         return _unlock_and_serve(request, lambda volume: _show_next_steps(request, volume))

@@ -2,17 +2,25 @@ r"""
 `-o OPT[,OPT...]`: the options of mount(8) and fstab, in the words of the long ones.
 
 Some are ours, some go to the kernel, some are meant for mount(8), fstab or systemd and are none of our business. One
-that is none of these is an error that names it. A comma in a value is written `\,`.
+that is none of these is an error that names it. A comma in a value is written `\,`, or the value is in double quotes.
+
+None of ours has the name of one that mount(8) acts upon itself (libmount, libmount/src/optmap.c), or it would never
+come here: `offset=` and `size=` are for those who call this program without it.
 """
 
 from __future__ import annotations
 
 import argparse
+import logging
+import os
 import re
 from collections.abc import Callable
 
+from lukshdrfs.cli.arguments import closest
 from lukshdrfs.cli.quantities import group, number, seconds, size, user
 from lukshdrfs.errors import UsageError
+
+log = logging.getLogger(__name__)
 
 
 def _octal(text: str) -> int:
@@ -23,7 +31,9 @@ def _octal(text: str) -> int:
 
 VALUES: dict[str, tuple[str, Callable[[str], object]]] = {
     "cache": ("cache", str),
+    "data-offset": ("offset", size),
     "data-path": ("data_path", str),
+    "data-size": ("size", size),
     "format": ("payload_format", str),
     "fsname": ("fsname", str),
     "gid": ("gid", group),
@@ -54,19 +64,14 @@ VALUES: dict[str, tuple[str, Callable[[str], object]]] = {
 """Our own options with a value: the argument that they set, and how their text is read."""
 
 KERNEL = {
-    "allow_other",
-    "allow_root",
-    "dev",
-    "nodev",
-    "suid",
-    "nosuid",
-    "exec",
-    "noexec",
-    "dirsync",
-    "sync",
-    "async",
-}
-KERNEL |= {"atime", "noatime", "default_permissions"}
+    "allow_other", "allow_root", "async", "atime", "default_permissions", "dev", "dirsync", "exec", "noatime", "nodev",
+    "noexec", "nosuid", "suid", "sync",
+}  # fmt: skip
+"""Passed on to libfuse, which knows them."""
+
+SECURITY_CONTEXTS = ("context", "defcontext", "fscontext", "rootcontext")
+"""Passed on where there is SELinux; without it, mount(8) drops them, too."""
+_SELINUX = "/sys/fs/selinux"
 
 FLAGS = {
     "ro": ("read_only", True),
@@ -82,51 +87,98 @@ FLAGS = {
 """Our own options without a value: the argument that they set, and what to."""
 
 NOT_OURS = {
-    "_netdev", "auto", "defaults", "group", "noauto", "nofail", "nouser", "nousers", "owner",
-    "relatime", "norelatime", "user", "users",
+    "_netdev", "auto", "defaults", "group", "noauto", "nofail", "nogroup", "noowner", "nouser", "nousers", "owner",
+    "user", "users",
 }  # fmt: skip
-_NOT_OURS_PREFIXES = ("x-", "X-", "comment=", "user=", "subtype=")
+_NOT_OURS_PREFIXES = ("x-", "X-", "comment=", "group=", "owner=", "user=", "subtype=", "helper=", "uhelper=")
+
+WITHOUT_EFFECT = {
+    "diratime", "iversion", "lazytime", "loud", "mand", "nodiratime", "noiversion", "nolazytime", "nomand",
+    "norelatime", "nostrictatime", "nosymfollow", "relatime", "silent", "strictatime", "symfollow",
+}  # fmt: skip
+"""
+Options of every file system (mount(8), "FILESYSTEM-INDEPENDENT MOUNT OPTIONS") that change nothing about this one: it
+has one file, no links, no time of access but what the payload's says, and is no quieter than any other.
+"""
 
 
 def split_options(text: str) -> list[str]:
-    r"""Split at commas, but not at `\,`; undo the backslashes."""
-    parts, escaped = [""], False
+    r"""Split at commas, but not at `\,` nor in a value in double quotes; undo the backslashes, keep the quotes."""
+    parts, escaped, quoted = [""], False, False
     for char in text:
-        if escaped or char not in "\\,":
+        if escaped:
             parts[-1] += char
             escaped = False
-        elif char == ",":
+        elif char == '"' and (quoted or parts[-1].endswith("=")):
+            parts[-1] += char
+            quoted = not quoted
+        elif char == "\\":
+            escaped = True
+        elif char == "," and not quoted:
             parts.append("")
         else:
-            escaped = True
+            parts[-1] += char
     return [part for part in parts if part]
 
 
-def apply_options(arguments: argparse.Namespace, texts: list[str]) -> None:
+def apply_options(arguments: argparse.Namespace, texts: list[str], *, sloppy: bool = False) -> None:
     """
     Set what `-o` says in the arguments of `mount`; the kernel's options go to `arguments.kernel_options`.
 
-    Raises UsageError that names an option which is unknown, or whose value cannot be read.
+    Raises UsageError that names an option which is unknown (unless `sloppy`), or whose value cannot be read.
     """
     for option in (option for text in texts for option in split_options(text)):
-        _apply(arguments, option)
+        if _apply(arguments, option):
+            continue
+        problem = _unknown(option)
+        if not sloppy:
+            raise UsageError(problem)
+        log.info("%s; it is left out", problem)
 
 
-def _apply(arguments: argparse.Namespace, option: str) -> None:
+def _apply(arguments: argparse.Namespace, option: str) -> bool:
+    """Do what an option says; return whether there is such a one."""
     name, has_value, value = option.partition("=")
     if option in FLAGS:
         setattr(arguments, *FLAGS[option])
     elif option in KERNEL:
         arguments.kernel_options.append(option)
     elif has_value and name in VALUES:
-        target, convert = VALUES[name]
-        try:
-            converted = convert(value)
-        except argparse.ArgumentTypeError as error:
-            raise UsageError(f"-o {name}=: {error}") from None
-        if name == "header":
-            arguments.header = [*(arguments.header or []), value]
-        else:
-            setattr(arguments, target, converted)
-    elif option not in NOT_OURS and not option.startswith(_NOT_OURS_PREFIXES):
-        raise UsageError(f"-o {option}: unknown option; see 'lukshdrfs mount --help'")
+        _set_value(arguments, name, _unquoted(value))
+    elif has_value and name in SECURITY_CONTEXTS:
+        if os.path.isdir(_SELINUX) and os.listdir(_SELINUX):  # noqa: PTH112, PTH208
+            arguments.kernel_options.append(option.replace("\\", "\\\\").replace(",", "\\,"))
+    elif option == "remount":
+        raise UsageError(
+            "-o remount: what is mounted cannot be changed; unmount it, and mount it again with the other options"
+        )
+    else:
+        return option in NOT_OURS | WITHOUT_EFFECT or option.startswith(_NOT_OURS_PREFIXES)
+    return True
+
+
+def _unquoted(value: str) -> str:
+    quoted = len(value) > 1 and value[0] == value[-1] == '"'
+    return value[1:-1] if quoted else value
+
+
+def _set_value(arguments: argparse.Namespace, name: str, value: str) -> None:
+    target, convert = VALUES[name]
+    try:
+        converted = convert(value)
+    except argparse.ArgumentTypeError as error:
+        raise UsageError(f"-o {name}=: {error}") from None
+    if name == "header":
+        arguments.header = [*(arguments.header or []), value]
+    else:
+        setattr(arguments, target, converted)
+
+
+def _unknown(option: str) -> str:
+    """Return what is wrong with an option that does not exist, and which one may have been meant."""
+    name = option.partition("=")[0]
+    if option in VALUES:
+        return f"-o {option}: expected a value, '{option}=...'"
+    names = [*(f"{value}=" for value in VALUES), *FLAGS, *KERNEL, *sorted(NOT_OURS | WITHOUT_EFFECT)]
+    meant = closest(name, names)
+    return f"-o {option}: unknown option; {meant}see 'lukshdrfs mount --help'"

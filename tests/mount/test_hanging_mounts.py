@@ -101,7 +101,10 @@ def test_root_is_not_led_by_another_users_mount(tmp_path: Path, bystander: subpr
             try:
                 seen = f"user_id={NUMBER}"
                 table = Path(f"/proc/{user.holder}/mountinfo")
-                wait_until(lambda: any(seen in line for line in table.read_text().splitlines()), "it is mounted")
+                wait_until(
+                    lambda: any(seen in line for line in table.read_text(errors="replace").splitlines()),
+                    "it is mounted",
+                )
                 for arguments in (["lock", mountpoint], ["lock", "--all"]):
                     done = lukshdrfs(*arguments, command=[*inside, LUKSHDRFS], timeout=SECONDS)
                     assert done.returncode == 4

@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import re
+from pathlib import Path
 from typing import Any
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from lukshdrfs.cli import mount_options
 from lukshdrfs.cli.main import build_parser
-from lukshdrfs.cli.mount_options import apply_options, split_options
+from lukshdrfs.cli.mount_options import FLAGS, VALUES, apply_options, split_options
 from lukshdrfs.errors import UsageError
 
 
@@ -55,6 +58,8 @@ def applied(*texts: str) -> argparse.Namespace:
         ("offset=4096", "offset", 4096),
         ("offset=4K", "offset", 4096),
         ("size=1G", "size", 1 << 30),
+        ("data-offset=4K", "offset", 4096),
+        ("data-size=1G", "size", 1 << 30),
         ("fsname=a name", "fsname", "a name"),
         ("uid=1000", "uid", 1000),
         ("gid=1001", "gid", 1001),
@@ -93,6 +98,8 @@ def test_our_own_options(option: str, name: str, value: object) -> None:
         ("workers=1", ["--workers", "1"]),
         ("data-path=auto", ["--data-path", "auto"]),
         ("offset=1M", ["--offset", "1M"]),
+        ("data-offset=1M", ["--offset", "1M"]),
+        ("data-size=1M", ["--size", "1M"]),
         ("size=1M", ["--size", "1M"]),
     ],
 )
@@ -116,7 +123,9 @@ def test_the_kernels_options_are_passed_on(option: str) -> None:
 @pytest.mark.parametrize(
     "option",
     ["noauto", "auto", "_netdev", "nofail", "defaults", "user", "users", "x-systemd.requires=/a b", "x-gvfs-hide",
-     "X-mount.mkdir", "comment=anything", "user=somebody"],
+     "X-mount.mkdir", "comment=anything", "user=somebody", "X-any", "x-any.thing=1", "owner", "group", "nogroup",
+     "diratime", "nodiratime", "iversion", "noiversion", "lazytime", "nolazytime", "loud", "silent", "mand", "nomand",
+     "relatime", "norelatime", "strictatime", "nostrictatime", "nosymfollow"],
 )  # fmt: skip
 def test_other_programs_options_are_left_to_them(option: str) -> None:
     """Options for mount(8), fstab and systemd change nothing here, and do not reach the kernel."""
@@ -180,6 +189,82 @@ def test_the_last_of_two_counts() -> None:
 )
 def test_escapes(text: str, expected: list[str]) -> None:
     r"""`\,` is a comma in a value and `\\` a backslash; empty options are none (libfuse, lib/fuse_opt.c)."""
+    assert split_options(text) == expected
+
+
+OF_LIBMOUNT = {
+    "async", "atime", "auto", "bind", "comment", "context", "defaults", "defcontext", "dev", "diratime", "dirsync",
+    "encryption", "exec", "fscontext", "group", "helper", "iversion", "lazytime", "loop", "loud", "mand", "move",
+    "_netdev", "noatime", "noauto", "nodev", "nodiratime", "noexec", "nofail", "nogroup", "noiversion", "nolazytime",
+    "nomand", "noowner", "norelatime", "nostrictatime", "nosuid", "nosymfollow", "nouser", "nousers", "offset", "owner",
+    "private", "rbind", "relatime", "remount", "ro", "rootcontext", "rprivate", "rshared", "rslave", "runbindable",
+    "rw", "shared", "silent", "sizelimit", "slave", "strictatime", "suid", "sync", "uhelper", "unbindable", "user",
+    "users",
+}  # fmt: skip
+"""What mount(8) acts upon itself (libmount, libmount/src/optmap.c), besides `X-*`, `x-*` and `verity.*`."""
+
+
+def test_mount8_takes_none_of_ours_for_itself() -> None:
+    """Every option of ours that has a value has a name which mount(8) passes on, `offset=` alone having two."""
+    named: dict[str, set[str]] = {}
+    for name, (target, _) in VALUES.items():
+        named.setdefault(target, set()).add(name)
+    assert all(names - OF_LIBMOUNT for names in named.values())
+    assert set(VALUES) & OF_LIBMOUNT == {"offset"}
+    assert not any(name.startswith(("x-", "X-", "verity.")) for name in VALUES)
+    assert set(FLAGS) & OF_LIBMOUNT == {"ro", "rw"}
+
+
+@pytest.mark.parametrize(
+    ("option", "meant"),
+    [("keyflie=/k", "keyfile="), ("key-file=/k", "keyfile="), ("data_offset=1", "data-offset="),
+     ("allow-other", "allow_other"), ("readonyl", "readonly"), ("headre=h", "header="), ("nosiud", "nosuid"),
+     ("growabel", "growable"), ("no-auto", "noauto")],
+)  # fmt: skip
+def test_what_may_have_been_meant(option: str, meant: str) -> None:
+    """An option that is nearly one of ours is answered with that one."""
+    with pytest.raises(UsageError, match=f"did you mean '{re.escape(meant)}'"):
+        applied(option)
+
+
+def test_an_option_without_its_value() -> None:
+    """What is missing is said."""
+    with pytest.raises(UsageError, match="header=\\.\\.\\."):
+        applied("header")
+
+
+def test_sloppy() -> None:
+    """With mount(8)'s -s, what is unknown is left out, and what is known is done; a wrong value stays wrong."""
+    arguments: Any = parsed()
+    apply_options(arguments, ["ro,unheard-of=1,tries=2"], sloppy=True)
+    assert (arguments.read_only, arguments.tries) == (True, 2)
+    with pytest.raises(UsageError):
+        apply_options(arguments, ["tries=x"], sloppy=True)
+
+
+def test_remount_says_what_to_do() -> None:
+    """A mount cannot be changed; the way out is named."""
+    with pytest.raises(UsageError, match="unmount"):
+        applied("remount,ro")
+
+
+def test_security_contexts(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """SELinux's contexts go on to the kernel, commas and all; without SELinux they are dropped, as mount(8) does."""
+    context = 'context="system_u:object_r:tmp_t:s0:c127,c456"'
+    monkeypatch.setattr(mount_options, "_SELINUX", str(tmp_path))
+    assert applied(f"ro,{context},nosuid").kernel_options == ["nosuid"]
+    (tmp_path / "enforce").touch()
+    found = applied(f"ro,{context},fscontext=a:b:c,nosuid")
+    assert found.kernel_options == [context.replace(",", "\\,"), "fscontext=a:b:c", "nosuid"]
+    assert found.read_only
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [('a="b,c",d', ['a="b,c"', "d"]), ('a="b,c', ['a="b,c']), ('a=b"c,d"', ['a=b"c', 'd"'])],
+)
+def test_quotes(text: str, expected: list[str]) -> None:
+    """A value in double quotes may have commas, as in fstab."""
     assert split_options(text) == expected
 
 
