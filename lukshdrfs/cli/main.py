@@ -94,7 +94,7 @@ def _expand_short_form(words: list[str]) -> list[str]:
     named = _without_options(words)
     if not named or words[0] in COMMANDS:
         return words
-    if not _looks_like_payload(named):
+    if words[len(leading)] == named[0] and not _looks_like_payload(named):
         raise no_command(named[0], COMMANDS, "lukshdrfs")
     return ["mount", *words]
 

@@ -49,8 +49,9 @@ def test_the_short_form(
     """What looks like a payload is one, whether it is there or not."""
     monkeypatch.chdir(tmp_path)
     (tmp_path / "payload.img").touch()
-    assert run([payload, "nowhere/mountpoint"]) == 4
-    assert "command" not in capsys.readouterr().err
+    for words in ([payload, "nowhere/mountpoint"], ["--header", "h", payload, "nowhere/mountpoint"]):
+        assert run(words) == 4
+        assert "command" not in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
