@@ -17,6 +17,7 @@ from support.cryptsetup import LuksFiles
 from support.devices import loop_device
 from support.mounts import LUKSHDRFS, Mounted, foreground, is_mounted, lukshdrfs
 from support.processes import kill, wait_gone
+from support.tools import program
 from support.waiting import wait_until
 
 pytestmark = pytest.mark.needs("fuse", "cryptsetup")
@@ -133,8 +134,11 @@ def test_systemd_is_told_when_the_image_can_be_read(volume: LuksFiles, tmp_path:
             assert daemon.wait(20) == 0
 
 
+@pytest.mark.needs("mkfs.ext4")
 def test_in_the_foreground_on_a_terminal(volume: LuksFiles, tmp_path: Path) -> None:
-    """The next steps are shown while it serves, with the sector size; Ctrl-C unmounts."""
+    """The next steps are shown while it serves, with the sector size of what is there; Ctrl-C unmounts."""
+    with Mounted(volume.payload, header=volume.header, key_file=volume.key_file) as mount:
+        subprocess.run([program("mkfs.ext4"), "-q", "-b", "4096", mount.image], check=True, capture_output=True)
     mountpoint = tmp_path / "mnt"
     mountpoint.mkdir()
     ours, theirs = pty.openpty()
