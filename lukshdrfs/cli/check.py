@@ -11,7 +11,7 @@ from typing import Any
 
 from lukshdrfs.cli.arguments import Subparsers
 from lukshdrfs.cli.logs import printable
-from lukshdrfs.cli.picture import bytes_of_a_character, characters, check_place, png
+from lukshdrfs.cli.picture import bytes_of_a_character, characters, check_place, png, write_picture
 from lukshdrfs.cli.progress import Progress
 from lukshdrfs.luks.luks2_binary import PRIMARY_MAGIC, SECONDARY_MAGIC
 from lukshdrfs.luks.luks2_check import METADATA_SIZES
@@ -69,7 +69,7 @@ def run(arguments: argparse.Namespace) -> int:
     around = [*size_findings(seen.size, HEADER_SIZES), *neighbour_findings(name, HEADERS)]
     seen = dataclasses.replace(seen, findings=(*signatures, *seen.findings, *around))
     if picture is not None:
-        picture.write_bytes(png(seen.map, legend=True))
+        write_picture(picture, png(seen.map, legend=True))
     if arguments.json:
         sys.stdout.write(json.dumps(_document(name, seen), indent=2) + "\n")
     else:

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import math
+import os
+import stat
 import struct
 import zlib
+from contextlib import suppress
 from pathlib import Path
 
 from lukshdrfs.cli.legend import legend_lines
-from lukshdrfs.errors import DeviceError
+from lukshdrfs.errors import DeviceError, UsageError
 from lukshdrfs.payload.region_map import Kind, RegionMap
 
 PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
@@ -89,15 +92,50 @@ def _chunk(kind: bytes, data: bytes) -> bytes:
 
 def check_place(file: Path) -> None:
     """Raise DeviceError if a picture cannot go there: there is no such directory, or something else than a PNG."""
+    if str(file) == "-":
+        raise UsageError("-: the picture goes to a file; standard output has the findings")
     if not file.parent.is_dir():
         raise DeviceError(f"{file}: there is no directory {file.parent}")
-    if not file.exists():
+    try:
+        os.close(_open(file, make=False))
+    except FileNotFoundError:
         return
-    if not file.is_file():
+    except OSError as error:
+        raise DeviceError(f"{file}: {os.strerror(error.errno or 0)}") from None
+
+
+def write_picture(file: Path, data: bytes) -> None:
+    """Write a PNG to a new file, or over another picture; what is there is looked at again. Raises DeviceError."""
+    try:
+        with os.fdopen(_open(file, make=True), "r+b") as stream:
+            stream.truncate(0)
+            stream.write(data)
+    except OSError as error:
+        raise DeviceError(f"{file}: {os.strerror(error.errno or 0)}") from None
+
+
+def _open(file: Path, *, make: bool) -> int:
+    """Return a descriptor of a new file or of a picture that is there; raise DeviceError for anything else."""
+    flags = os.O_RDWR | os.O_NONBLOCK | os.O_NOCTTY
+    if make:
+        with suppress(FileExistsError):
+            return os.open(file, flags | os.O_CREAT | os.O_EXCL, 0o666)
+    if file.is_dir():
         raise DeviceError(f"{file} is not a file, so no picture goes there")
-    with file.open("rb") as stream:
-        if stream.read(len(PNG_SIGNATURE)) != PNG_SIGNATURE:
-            raise DeviceError(f"{file} is there and not a PNG picture; it is not overwritten")
+    descriptor = os.open(file, flags)
+    try:
+        _check_picture(descriptor, file)
+    except BaseException:
+        os.close(descriptor)
+        raise
+    return descriptor
+
+
+def _check_picture(descriptor: int, file: Path) -> None:
+    if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+        raise DeviceError(f"{file} is not a file, so no picture goes there")
+    if os.pread(descriptor, len(PNG_SIGNATURE), 0) != PNG_SIGNATURE:
+        raise DeviceError(f"{file} is there and not a PNG picture; it is not overwritten")
 
 
 def characters(region_map: RegionMap) -> list[str]:

@@ -14,7 +14,7 @@ import os
 import stat
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from lukshdrfs.errors import InUse
@@ -67,7 +67,9 @@ def _locked_device_file(device: int, name: str, operation: int) -> int | None:
 
 def _is_lock_file(descriptor: int, device: int) -> bool:
     try:
-        return os.path.samestat(os.fstat(descriptor), _device_lock_path(device).stat())
+        with _lock_folder() as folder:
+            named = os.stat(_device_lock_name(device), dir_fd=folder, follow_symlinks=False)
+        return os.path.samestat(os.fstat(descriptor), named)
     except OSError:
         return False
 
@@ -95,16 +97,31 @@ def _unlock(descriptor: int) -> None:
         log.debug("unlocking: %s", error)
 
 
-def _device_lock_path(device: int) -> Path:
-    return LOCK_FOLDER / f"L_{os.major(device)}:{os.minor(device)}"
+def _device_lock_name(device: int) -> str:
+    return f"L_{os.major(device)}:{os.minor(device)}"
+
+
+@contextmanager
+def _lock_folder() -> Iterator[int]:
+    """Yield a descriptor of cryptsetup's folder. Raises OSError, also if others than its owner could act in it."""
+    with suppress(FileExistsError):
+        LOCK_FOLDER.mkdir(mode=0o700)
+    folder = os.open(LOCK_FOLDER, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
+    try:
+        status = os.fstat(folder)
+        if status.st_uid not in (0, os.geteuid()) or status.st_mode & (stat.S_IWGRP | stat.S_IWOTH):
+            raise PermissionError(errno.EPERM, f"{LOCK_FOLDER} is open to others")
+        yield folder
+    finally:
+        os.close(folder)
 
 
 def _device_lock_file(device: int) -> int | None:
     """Return a descriptor of a device's lock file, None where it cannot be had."""
     flags = os.O_CREAT | os.O_NOFOLLOW | os.O_RDWR | os.O_CLOEXEC
     try:
-        LOCK_FOLDER.mkdir(mode=0o700, exist_ok=True)
-        return os.open(_device_lock_path(device), flags, 0o600)
+        with _lock_folder() as folder:
+            return os.open(_device_lock_name(device), flags, 0o600, dir_fd=folder)
     except OSError as error:
         log.debug("the device's lock file cannot be had: %s", error)
         return None
@@ -115,6 +132,7 @@ def _remove(lock_file: int, device: int) -> None:
     try:
         fcntl.flock(lock_file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         if _is_lock_file(lock_file, device):
-            _device_lock_path(device).unlink()
+            with _lock_folder() as folder:
+                os.unlink(_device_lock_name(device), dir_fd=folder)
     except OSError as error:
         log.debug("the device's lock file stays: %s", error)

@@ -14,6 +14,8 @@ from support.model import apply, scattered_writes
 from support.mounts import Mounted
 from support.tools import dmcrypt_vm
 
+import lukshdrfs as package
+
 pytestmark = [pytest.mark.needs("cryptsetup", "fuse", "dmcrypt-vm"), pytest.mark.root]
 
 SIZE = 1 << 20
@@ -52,3 +54,27 @@ def test_kernel_and_mount_read_each_other(layout: Format, tmp_path: Path) -> Non
 
     with Mounted(files.payload, "--read-only", header=files.header, key_file=files.key_file) as mount:
         assert mount.image.read_bytes() == theirs
+
+
+def test_options_that_the_iv_ignores(tmp_path: Path) -> None:
+    """What follows an IV other than essiv means nothing to the kernel, and nothing to us: the data are the same."""
+    files = LuksFiles(tmp_path / "payload.img", tmp_path / "header.img", tmp_path / "key")
+    files.key_file.write_bytes(b"of the kernel")
+    plain = random.Random(10).randbytes(SIZE)
+    files.payload.write_bytes(bytes(SIZE))
+    make_header(files, LUKS1_FORMATS[0])
+    with files.header.open("r+b") as stream:
+        stream.seek(40)
+        stream.write(b"xts-plain64:sha256")
+    with package.open_volume(files.payload, header=files.header, passphrase=files.secret) as volume:
+        volume.pwrite(plain, offset=0)
+        volume.flush()
+    done = subprocess.run(
+        [
+            dmcrypt_vm(), "open", "--header", files.header, "--payload", files.payload, "--key-file", files.key_file,
+            "--", "sha256sum <$VOL",
+        ],
+        capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.split()[0] == hashlib.sha256(plain).hexdigest()

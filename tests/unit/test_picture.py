@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from lukshdrfs.cli.legend import legend_lines
-from lukshdrfs.cli.picture import COLOURS, NAMES, PNG_SIGNATURE, characters, check_place, png
+from lukshdrfs.cli.picture import COLOURS, NAMES, PNG_SIGNATURE, characters, check_place, png, write_picture
 from lukshdrfs.errors import DeviceError
 from lukshdrfs.payload.block_scan import REGION
 from lukshdrfs.payload.region_map import Kind, RegionMap
@@ -113,3 +113,22 @@ def test_where_a_picture_goes(tmp_path: Path) -> None:
     for wrong in (file, tmp_path, tmp_path / "none" / "map.png"):
         with pytest.raises(DeviceError):
             check_place(wrong)
+
+
+def test_what_was_no_picture_when_it_came_to_writing_stays(tmp_path: Path) -> None:
+    """A picture is written over a picture or to a new file: what has its name by then is looked at again."""
+    place = tmp_path / "map.png"
+    check_place(place)
+    place.write_bytes(b"something else")
+    with pytest.raises(DeviceError, match="not a PNG"):
+        write_picture(place, PNG_SIGNATURE + b"picture")
+    assert place.read_bytes() == b"something else"
+    place.unlink()
+    write_picture(place, PNG_SIGNATURE + b"a long picture")
+    write_picture(place, PNG_SIGNATURE + b"picture")
+    assert place.read_bytes() == PNG_SIGNATURE + b"picture"
+    place.unlink()
+    place.symlink_to(tmp_path / "elsewhere")
+    with pytest.raises(DeviceError):
+        write_picture(place, PNG_SIGNATURE)
+    assert not (tmp_path / "elsewhere").exists()
