@@ -1,7 +1,15 @@
-"""Names the C modules' builders: cffi has no pyproject.toml form."""
+"""Names the C modules' builders: cffi has no pyproject.toml form. Says before what is missing for a build."""
+
+import runpy
+import sys
+from pathlib import Path
 
 from setuptools import setup
 
 MODULES = ("sector_cipher", "sector_locks", "block_scan", "file_writes", "nbd_client", "confined_process", "lane")
 
-setup(cffi_modules=[f"lukshdrfs/build_native.py:{name}" for name in MODULES])
+requirements = runpy.run_path(str(Path(__file__).parent / "lukshdrfs" / "build_requirements.py"))
+requirements["check"](sys.argv)
+# the builders ask pkg-config, which what only describes or packs up the sources can do without
+builders = [] if requirements["BUILDING"].isdisjoint(sys.argv) else [f"lukshdrfs/build_native.py:{m}" for m in MODULES]
+setup(cffi_modules=builders)

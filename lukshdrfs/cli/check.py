@@ -27,7 +27,7 @@ RANDOM, TELLING = "random", "gives itself away"
 _TELLING_STATUS = 1
 
 _MIB = 1 << 20
-_FEWEST = 10**9
+_MOST, _FEWEST = 2 / 3, 10**9
 HEADERS = (
     Magic("a LUKS header", PRIMARY_MAGIC),
     Magic("the second copy of a LUKS2 header", SECONDARY_MAGIC, METADATA_SIZES),
@@ -133,13 +133,15 @@ def _in_words(seen: Examination) -> str:
     share = least * FALSE_ALARMS / seen.level  # the level is for one of all the tests, see examination.py
     if share >= 1:
         found = "every payload of random bytes"
+    elif share > _MOST:
+        found = "most payloads of random bytes"
     elif share * _FEWEST > 1:
         found = f"one in {1 / share:.0f} payloads of random bytes"
     else:
         found = "next to no payload of random bytes"
     return (
-        f"how often each byte value occurs: {found} of this size has something as unusual; "
-        f"what less than one in {1 / FALSE_ALARMS:.0f} has counts as telling"
+        f"how often each byte value occurs: something as unusual is in {found} of this size; "
+        f"what is in less than one of {1 / FALSE_ALARMS:.0f} counts as telling"
     )
 
 

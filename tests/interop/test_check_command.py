@@ -119,7 +119,7 @@ def test_random_bytes_of_the_kernel(random_file: Path) -> None:
     assert done.returncode == 0
     *said, verdict = done.stdout.splitlines()
     assert verdict == "random"
-    assert re.search(r"(every payload|one in \d+ payloads) of random bytes of this size", said[-1])
+    assert re.search(r"(every payload|most payloads|one in \d+ payloads) of random bytes of this size", said[-1])
     assert not re.search(r"\bp\b|\de-\d", done.stdout), "a p-value means nothing to whoever asks"
 
 
