@@ -71,6 +71,9 @@ int confine_thread(void) {
 #ifdef __NR_rseq
         ALLOW(rseq),
 #endif
+#ifdef __SANITIZE_ADDRESS__
+        ALLOW(sigaltstack), /* by the sanitizer, at a thread's end */
+#endif
         /* abort(), for a message that says why: a signal to this process, and to no other one */
         ALLOW(getpid), ALLOW(gettid), ALLOW_EQUAL(tgkill, 0, own), ALLOW_EQUAL(rt_sigaction, 0, SIGABRT),
         REFUSE,
