@@ -263,9 +263,16 @@ void coherence_notify(struct coherence *coherence, const void *message, size_t l
         enqueue(coherence, &due, message, length);
 }
 
+void coherence_drop_all(struct coherence *coherence) {
+    pthread_mutex_lock(&coherence->mutex);
+    atomic_store(&coherence->forget_all, 1);
+    pthread_cond_signal(&coherence->called);
+    pthread_mutex_unlock(&coherence->mutex);
+}
+
 int coherence_is_idle(struct coherence *coherence) {
     pthread_mutex_lock(&coherence->mutex);
-    int idle = !coherence->first && !coherence->busy;
+    int idle = !coherence->first && !coherence->busy && !atomic_load(&coherence->forget_all);
     pthread_mutex_unlock(&coherence->mutex);
     return idle;
 }

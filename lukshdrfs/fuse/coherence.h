@@ -41,6 +41,9 @@ void coherence_drop_and_answer(struct coherence *coherence, uint64_t node, uint6
 /* Sends the kernel a message that may make it wait for requests, a notification of libfuse's. Does not wait. */
 void coherence_notify(struct coherence *coherence, const void *message, size_t length);
 
+/* Has the kernel drop all that may be cached. Does not wait: coherence_is_idle() says when that is done. */
+void coherence_drop_all(struct coherence *coherence);
+
 /* Whether all answers that were asked for are sent. */
 int coherence_is_idle(struct coherence *coherence);
 

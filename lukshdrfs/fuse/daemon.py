@@ -137,6 +137,8 @@ def serve(
                 file_system.serve_by_lane(lane)
             else:
                 lane = _relay(volume, descriptors)
+                if lane:
+                    file_system.pass_through(lane)
             if lane and mounted:
                 guard.start(mounted.device)
             trio.run(

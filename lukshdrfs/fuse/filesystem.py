@@ -68,12 +68,17 @@ class ImageFileSystem(pyfuse3.Operations):
         self._in_flight = 0
         self._requests = 0
         self._lane: FastLane | None = None
+        self._relay: FastLane | None = None
         self.show_property("data_path", "python")
 
     def serve_by_lane(self, lane: FastLane) -> None:
         """Note that reads and writes are served by the fast lane."""
-        self._lane = self.resizing.lane = lane
+        self._lane = self._relay = self.resizing.lane = lane
         self.show_property("data_path", "native")
+
+    def pass_through(self, relay: FastLane) -> None:
+        """Note that requests pass through a lane, though Python serves them."""
+        self._relay = relay
 
     def show_property(self, name: str, value: str) -> None:
         """Show something about the volume or the mount as an extended attribute of the image."""
@@ -94,6 +99,11 @@ class ImageFileSystem(pyfuse3.Operations):
             return await trio.to_thread.run_sync(work, *args, limiter=limiter or self._limiter)
         finally:
             self._in_flight -= 1
+
+    @property
+    def served_by_python(self) -> bool:
+        """Whether what is read and written goes through this process's Python."""
+        return self._lane is None
 
     @property
     def locked(self) -> bool:
@@ -123,14 +133,17 @@ class ImageFileSystem(pyfuse3.Operations):
         if not drained or self._in_flight:
             return False  # pages that are being read would have to be waited for
         # in a thread: pages that a program has mapped and changed are written first, to us, who refuse them
-        await trio.to_thread.run_sync(self._forget_cached)
-        return True
+        return await trio.to_thread.run_sync(self._forget_cached, patience_s)
 
-    def _forget_cached(self) -> None:
+    def _forget_cached(self, patience_s: float) -> bool:
+        """Return when the kernel has dropped what it has cached, True; or when that takes too long."""
+        if self._relay:
+            return self._relay.forget_cached(int(patience_s * 1000))
         try:
             pyfuse3.invalidate_inode(self._image)
         except OSError as error:
             log.debug("the kernel has nothing to forget: %s", error)
+        return True
 
     async def _attributes(self, inode: int) -> pyfuse3.EntryAttributes:
         """Return what stat(2) shows of the directory or of the image."""

@@ -1504,6 +1504,18 @@ int lane_lock(struct lane *lane, unsigned patience_ms) {
     }
 }
 
+int lane_forget_cached(struct lane *lane, unsigned patience_ms) {
+    const struct timespec moment = {.tv_nsec = 1000000};
+    int64_t until = now_ms() + patience_ms;
+    coherence_drop_all(lane->coherence);
+    while (!coherence_is_idle(lane->coherence)) {
+        if (now_ms() > until)
+            return 0;
+        nanosleep(&moment, NULL);
+    }
+    return 1;
+}
+
 struct lane *lane_start(const struct lane_config *config, int *error) {
     struct lane *lane = lane_new(config);
     *error = lane ? start_threads(lane) : ENOMEM;

@@ -69,6 +69,10 @@ void lane_set_size(struct lane *lane, uint64_t size);
  * the buffers is wiped: nothing uses ciphers and payload any more. 0 if that takes longer than so many milliseconds. */
 int lane_lock(struct lane *lane, unsigned patience_ms);
 
+/* Has the kernel drop what it has cached of the image. Returns 1 when it has, 0 if that takes longer than so many
+ * milliseconds: somebody who would have to serve a page's request first does not. */
+int lane_forget_cached(struct lane *lane, unsigned patience_ms);
+
 /* How many data requests there have been so far. */
 uint64_t lane_requests(const struct lane *lane);
 

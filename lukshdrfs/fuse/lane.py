@@ -185,6 +185,10 @@ class FastLane:
         """
         return self._lane == ffi.NULL or bool(lib.lane_lock(self._lane, patience_ms))
 
+    def forget_cached(self, patience_ms: int) -> bool:
+        """Have the kernel drop what it has cached of the image; return whether it has within so many milliseconds."""
+        return self._lane == ffi.NULL or bool(lib.lane_forget_cached(self._lane, patience_ms))
+
     async def wait_ended(self) -> None:
         """Return when the kernel has no more requests, for the file system is unmounted; log errors until then."""
         events = trio.socket.from_stdlib_socket(self._events)

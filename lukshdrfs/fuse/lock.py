@@ -3,7 +3,8 @@ Locking a mount: the image stops serving, what is cached is dropped, the key is 
 
 It happens when the mount's owner asks for it (`lukshdrfs lock`), on SIGUSR1, or by itself when the policy says so.
 Everything that was written and is acknowledged is flushed. Who still has the image open gets EIO for everything until
-it closes it; only then does the daemon end.
+it closes it; only then does the daemon end. Where Python has served the data, the daemon ends at once: plaintext may be
+anywhere in its memory. Who has the image open gets ENOTCONN then.
 """
 
 from __future__ import annotations
@@ -74,6 +75,11 @@ async def _lock(volume: Volume, file_system: ImageFileSystem, mounted: Mount | N
             log.warning("the mount goes; its daemon stays until the payload has what was acknowledged")
         await trio.to_thread.run_sync(_take_away, mounted)
     volume.close()
+    if file_system.served_by_python and mounted and find_mount(mounted.mountpoint) != mounted:
+        # Python and pyfuse3 have had plaintext in memory that they have given back without wiping it
+        log.info("the daemon ends, and what it has had in memory with it")
+        logging.shutdown()
+        os._exit(0)
 
 
 async def _flush(volume: Volume, flushed: trio.Event) -> None:
