@@ -248,17 +248,15 @@ def test_truncation_to_other_size_is_refused(size: int, descriptor: int) -> None
     assert os.fstat(descriptor).st_size == SIZE
 
 
-def test_opening_with_truncation_keeps_data(mounted: Mounted) -> None:
-    """`dd of=image` and a shell's `>` open with O_TRUNC; on a block device that changes nothing, nor does it here."""
+def test_opening_with_truncation_writes_nothing(mounted: Mounted) -> None:
+    """Whoever empties a file relies on zeros afterwards: that is refused before anything is written."""
     with mounted.image.open("r+b") as image:
-        image.seek(SIZE - 5)
-        image.write(b"stays")
-
-    with mounted.image.open("wb") as image:
         image.write(b"start")
-    data = mounted.image.read_bytes()
-    assert len(data) == SIZE
-    assert (data[:5], data[-5:]) == (b"start", b"stays")
+    before = mounted.image.read_bytes()
+
+    with pytest.raises(PermissionError):
+        mounted.image.open("wb")
+    assert mounted.image.read_bytes() == before
 
 
 def test_appending_finds_no_space(mounted: Mounted) -> None:
