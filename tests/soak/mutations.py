@@ -58,7 +58,7 @@ def main() -> None:
     parser.add_argument("pattern", nargs="*", default=["*"])
     parser.add_argument("--sample", type=int, default=300)
     parser.add_argument("--seed", type=int, default=1)
-    arguments = parser.parse_args()
+    arguments = parser.parse_intermixed_args()
     if not arguments.folder.exists():
         copy_checkout(arguments.folder)
         mutmut(arguments.folder, "lukshdrfs.sectors.x__*__mutmut_1")  # makes all the others, too

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import copy
 import ctypes
+import errno
+import logging
 import os
 import pickle
 import re
@@ -17,7 +19,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lukshdrfs.secret import SecretBytes
+from lukshdrfs import secret as secret_module
+from lukshdrfs.secret import SecretBytes, become_io_flusher, harden_process, lock_process_memory
 
 CONTENT = b"do not show me to anybody"
 PAGE = resource.getpagesize()
@@ -60,9 +63,11 @@ def test_a_traceback_with_locals_does_not_show_the_content() -> None:
 def test_a_secret_cannot_be_copied_out_by_accident() -> None:
     """Pickling and copying, which would leave the content elsewhere, are refused."""
     secret = SecretBytes.copy_of(CONTENT)
-    for leave_elsewhere in (pickle.dumps, copy.deepcopy):
+    for leave_elsewhere in (pickle.dumps, copy.deepcopy, copy.copy):
         with pytest.raises(TypeError):
             leave_elsewhere(secret)
+    with pytest.raises(TypeError, match="copy_of"):
+        copy.copy(secret)
 
 
 def test_a_secret_has_no_hash() -> None:
@@ -207,6 +212,128 @@ PR_GET_DUMPABLE = 3
 print(ctypes.CDLL(None).prctl(PR_GET_DUMPABLE), resource.getrlimit(resource.RLIMIT_CORE), oct(os.umask(0)))
 """
     assert run_python(program) == "0 (0, 0) 0o77"
+
+
+class Kernel:
+    """Stands for libc: notes what it is asked, and answers as the test says."""
+
+    def __init__(self, *, refuses: int = 0) -> None:
+        self.refuses = refuses
+        self.asked: list[tuple[object, ...]] = []
+
+    def _answer(self, *call: object) -> int:
+        self.asked.append(call)
+        ctypes.set_errno(self.refuses)
+        return -1 if self.refuses else 0
+
+    def prctl(self, *arguments: int) -> int:
+        return self._answer("prctl", *arguments)
+
+    def mlockall(self, flags: int) -> int:
+        return self._answer("mlockall", flags)
+
+    def mlock(self, address: ctypes.c_void_p, size: ctypes.c_size_t) -> int:
+        return self._answer("mlock", address.value, size.value)
+
+
+@pytest.mark.parametrize("size", [0, 1, 32, PAGE, PAGE + 1])
+def test_all_of_a_secrets_bytes_are_locked(monkeypatch: pytest.MonkeyPatch, size: int) -> None:
+    """mlock(2) is asked for exactly the place where the secret is, and without a refusal nothing is said."""
+    kernel = Kernel()
+    monkeypatch.setattr(secret_module, "_libc", kernel)
+    monkeypatch.setattr(secret_module, "_warn_unlocked", pytest.fail)
+    secret = SecretBytes(size)
+
+    [(call, address, length)] = kernel.asked
+    assert call == "mlock"
+    assert isinstance(length, int)
+    assert length >= size
+    if size:
+        assert (address, length) == (address_of(secret), size)
+
+
+def test_the_reason_why_memory_is_not_locked_is_told_once(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The first refusal of mlock(2) is a warning with the kernel's reason and the way out; later ones are silent."""
+    monkeypatch.setattr(secret_module, "_libc", Kernel(refuses=errno.ENOMEM))
+    monkeypatch.setattr(secret_module, "_warned", False)
+    for content in (CONTENT, CONTENT, b""):
+        assert bytes(SecretBytes.copy_of(content).view) == content
+
+    [record] = caplog.records
+    assert record.levelno == logging.WARNING
+    assert os.strerror(errno.ENOMEM) in record.getMessage()
+    assert "ulimit -l" in record.getMessage()
+
+
+def test_what_a_hardened_process_asks_of_the_kernel(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Not dumpable by prctl(2), no core file by setrlimit(2), and new files for the owner alone by umask(2)."""
+    kernel = Kernel()
+    monkeypatch.setattr(secret_module, "_libc", kernel)
+    monkeypatch.setattr(resource, "setrlimit", lambda *limit: kernel.asked.append(("setrlimit", *limit)))
+    monkeypatch.setattr(os, "umask", lambda mask: kernel.asked.append(("umask", mask)))
+    harden_process()
+    monkeypatch.undo()
+
+    pr_set_dumpable = 4
+    assert kernel.asked == [
+        ("prctl", pr_set_dumpable, 0, 0, 0, 0), ("setrlimit", resource.RLIMIT_CORE, (0, 0)), ("umask", 0o077),
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize("refuses", [0, errno.EPERM, errno.EINVAL])
+def test_becoming_an_io_flusher_says_whether_it_was_done(monkeypatch: pytest.MonkeyPatch, refuses: int) -> None:
+    """It is PR_SET_IO_FLUSHER of prctl(2), all other arguments 0, and the kernel may refuse it."""
+    kernel = Kernel(refuses=refuses)
+    monkeypatch.setattr(secret_module, "_libc", kernel)
+
+    assert become_io_flusher() is (refuses == 0)
+    pr_set_io_flusher = 57
+    assert kernel.asked == [("prctl", pr_set_io_flusher, 1, 0, 0, 0)]
+
+
+@pytest.mark.parametrize("refuses", [0, errno.ENOMEM])
+@pytest.mark.parametrize("limit", [0, 8 << 20, resource.RLIM_INFINITY])
+@pytest.mark.parametrize("user", [0, 1, 1000])
+def test_all_memory_is_locked_where_the_limit_cannot_be_in_the_way(
+    monkeypatch: pytest.MonkeyPatch, user: int, limit: int, refuses: int
+) -> None:
+    """Root, and who has no limit, ask mlockall(2) for all memory, now and later, when it is touched; others do not."""
+    kernel = Kernel(refuses=refuses)
+    monkeypatch.setattr(secret_module, "_libc", kernel)
+    monkeypatch.setattr(os, "geteuid", lambda: user)
+    limits = {resource.RLIMIT_MEMLOCK: (limit, resource.RLIM_INFINITY)}
+    monkeypatch.setattr(resource, "getrlimit", limits.__getitem__)
+    may = user == 0 or limit == resource.RLIM_INFINITY
+
+    assert lock_process_memory() is (may and refuses == 0)
+    current, future, on_fault = 1, 2, 4
+    assert kernel.asked == ([("mlockall", current | future | on_fault)] if may else [])
+
+
+@pytest.mark.parametrize("size", [0, 1, 63, PAGE + 1])
+def test_random_secrets_are_as_long_as_asked_and_all_of_it_random(size: int) -> None:
+    """Two random secrets differ in every part of 16 bytes, whatever their size; the source is closed again."""
+    before = os.listdir("/proc/self/fd")
+    one, two = SecretBytes.random(size), SecretBytes.random(size)
+    assert len(one) == size
+    assert len(os.listdir("/proc/self/fd")) == len(before)
+    for at in range(0, size - 15, 16):
+        assert bytes(one.view[at : at + 16]) != bytes(two.view[at : at + 16])
+
+
+def test_random_bytes_that_come_in_pieces_fill_the_secret(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where the kernel gives fewer bytes than asked, it is asked for the rest, which goes behind them."""
+    pieces = iter([b"first", b"", b"second", b"3rd"])
+
+    def readv(_source: int, buffers: list[memoryview]) -> int:
+        piece = next(pieces)
+        buffers[0][: len(piece)] = piece
+        return len(piece)
+
+    monkeypatch.setattr(os, "readv", readv)
+    assert bytes(SecretBytes.random(14).view) == b"firstsecond3rd"
 
 
 def test_a_forked_child_has_the_secret_too() -> None:
