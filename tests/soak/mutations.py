@@ -1,12 +1,13 @@
 """
 Change the program at random, a little at a time, and see whether the fast tests notice.
 
-    mutations.py FOLDER [--sample 300] [--seed 1] [PATTERN ...]
+    unshare -m -p --fork --mount-proc python tests/soak/mutations.py FOLDER [--sample 300] [--seed 1] [PATTERN ...]
 
 mutmut makes the changes (pyproject.toml says of which files) and runs the tests that reach each one. FOLDER gets a copy
-of the checkout with the compiled modules of the installed package. A PATTERN is a module's, "lukshdrfs.luks.*" for
-instance. Prints the score and what survived; what a survivor is, `mutmut show NAME` says in FOLDER. It takes mutmut
-beside this Python.
+of the checkout with the compiled modules of the installed package; when it is used again, the tests are brought up to
+date. A PATTERN is a module's, "lukshdrfs.luks.*" for instance. Prints the score and what survived; what a survivor is,
+`mutmut show NAME` says in FOLDER. It takes mutmut beside this Python. In namespaces of its own, because the tests look
+for what they leave behind among all processes, and that takes long where there are many.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ from __future__ import annotations
 import argparse
 import fnmatch
 import json
+import os
 import random
 import shutil
 import subprocess
@@ -38,9 +40,16 @@ def copy_checkout(folder: Path) -> None:
         shutil.copy(module, folder / "lukshdrfs" / module.relative_to(installed))
 
 
-def mutmut(folder: Path, *names: str) -> None:
+def renew_tests(folder: Path) -> None:
+    """Take the tests as they are now; mutmut finds out which changes the new ones reach."""
+    for copy in (folder / "tests", folder / "mutants" / "tests"):
+        shutil.rmtree(copy, ignore_errors=True)
+    shutil.copytree(ROOT / "tests", folder / "tests", ignore=LEFT_OUT)
+
+
+def mutmut(folder: Path, processes: int, *names: str) -> None:
     """Run it; what it prints is for people."""
-    subprocess.run([MUTMUT, "run", "--max-children", "2", *names], cwd=folder, check=False)
+    subprocess.run([MUTMUT, "run", "--max-children", str(processes), *names], cwd=folder, check=False)
 
 
 def outcomes(folder: Path) -> dict[str, int | None]:
@@ -58,17 +67,21 @@ def main() -> None:
     parser.add_argument("pattern", nargs="*", default=["*"])
     parser.add_argument("--sample", type=int, default=300)
     parser.add_argument("--seed", type=int, default=1)
+    parser.add_argument("--processes", type=int, default=os.cpu_count() or 1)
     arguments = parser.parse_intermixed_args()
     if not arguments.folder.exists():
         copy_checkout(arguments.folder)
-        mutmut(arguments.folder, "lukshdrfs.sectors.x__*__mutmut_1")  # makes all the others, too
+        # makes all the others, too
+        mutmut(arguments.folder, arguments.processes, "lukshdrfs.sectors.x_round_up__mutmut_1")
+    else:
+        renew_tests(arguments.folder)
     names = sorted(
         name
         for name in outcomes(arguments.folder)
         if any(fnmatch.fnmatch(name, pattern) for pattern in arguments.pattern)
     )
     chosen = random.Random(arguments.seed).sample(names, min(arguments.sample, len(names)))
-    mutmut(arguments.folder, *chosen)
+    mutmut(arguments.folder, arguments.processes, *chosen)
     found = {name: outcome for name, outcome in outcomes(arguments.folder).items() if name in set(chosen)}
     counts = Counter(found.values())
     survivors = sorted(name for name, outcome in found.items() if outcome in {SURVIVED, NO_TESTS})

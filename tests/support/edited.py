@@ -33,12 +33,12 @@ def new_slot(salt: int = 0, **options: Any) -> NewKeyslot:
     return NewKeyslot(kdf(salt), CIPHER, len(KEY), **options)
 
 
-def empty(version: int, slots: int = 4) -> bytes:
+def empty(version: int, slots: int = 4, data_offset: int = 0) -> bytes:
     """Return a header without keyslots; a LUKS2 one has room for `slots` keyslots."""
     with SecretBytes.copy_of(KEY) as key:
         if version == 1:
-            return format_luks1(Luks1Format(CIPHER, UUID), key)
-        return format_luks2(Luks2Format(CIPHER, 512, UUID, keyslots_size=slots * AREA), key)
+            return format_luks1(Luks1Format(CIPHER, UUID, data_offset=data_offset), key)
+        return format_luks2(Luks2Format(CIPHER, 512, UUID, data_offset=data_offset, keyslots_size=slots * AREA), key)
 
 
 def adding(passphrase: bytes, number: int | None = None, **options: Any) -> Edit:
