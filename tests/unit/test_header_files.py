@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import errno
 import os
-import secrets
 import signal
 import stat
 from collections.abc import Callable
@@ -17,9 +16,8 @@ from lukshdrfs.errors import DeviceError, HeaderError, InUse, OutOfMemory, Paylo
 from lukshdrfs.luks import parse_header
 from lukshdrfs.luks.edit import HeaderEdit, Write
 from lukshdrfs.volume import header_file as module
-from lukshdrfs.volume import new_header_file
 from lukshdrfs.volume.header_file import locked_for_writing, open_for_writing, open_header
-from lukshdrfs.volume.new_header_file import create_header_file, replace_header_file
+from lukshdrfs.volume.header_lock import header_lock
 from lukshdrfs.volume.writing import storage_failure, sync_descriptor, write_all
 
 LUKS2 = after(empty(2, slots=2), adding(b"one"), adding(b"two"))
@@ -78,10 +76,13 @@ def test_the_storages_answer_is_in_the_error(monkeypatch: pytest.MonkeyPatch) ->
     """What could not be written, the kernel's words and its number are told; without a number it is EIO."""
     monkeypatch.setattr(os, "pwrite", failing(errno.ENOSPC))
     monkeypatch.setattr(os, "fsync", failing(errno.EDQUOT))
-    for code, do in ((errno.ENOSPC, lambda: write_all(0, b"x", 0, "header h")),
-                     (errno.EDQUOT, lambda: sync_descriptor(0, "header h"))):  # fmt: skip
+    attempts: list[tuple[int, Callable[[], None]]] = [
+        (errno.ENOSPC, lambda: write_all(0, b"x", 0, "header h")),
+        (errno.EDQUOT, lambda: sync_descriptor(0, "header h")),
+    ]
+    for code, attempt in attempts:
         with pytest.raises(PayloadError) as caught:
-            do()
+            attempt()
         assert (str(caught.value), caught.value.errno) == (f"header h: {os.strerror(code)}", code)
     unknown = storage_failure("header h", OSError("odd"))
     assert (str(unknown), unknown.errno) == (f"header h: {os.strerror(errno.EIO)}", errno.EIO)
@@ -124,7 +125,7 @@ def test_an_edit_in_place_that_fails_is_taken_back(
 ) -> None:
     """If the storage fails, what was there is put back; if that fails too, the message says what may be lost."""
     left = [None, *[PayloadError("header: full", errno.ENOSPC)] * failures]
-    write = module.write_all
+    write = write_all
 
     def failing_write(*what: object) -> None:
         answer = left.pop(0) if left else None
@@ -212,7 +213,7 @@ def test_a_header_that_is_replaced_all_the_time_is_told(header: Path, monkeypatc
 
 def test_the_file_that_has_the_name_is_edited(header: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A header that is replaced between its opening and its locking is opened again."""
-    lock = module.header_lock
+    lock = header_lock
 
     def replacing(descriptor: int, name: str, *, exclusive: bool) -> object:
         assert exclusive
@@ -245,119 +246,3 @@ def test_what_cannot_be_opened_for_writing_is_told(tmp_path: Path, header: Path)
     descriptor = open_for_writing(str(header), "header")
     assert os.pwrite(descriptor, b"L", 0) == 1
     os.close(descriptor)
-
-
-# --- new files -------------------------------------------------------------------------------------------------------
-
-
-def beside(path: Path) -> list[str]:
-    """Return what is in the folder."""
-    return sorted(os.listdir(path.parent))
-
-
-def test_a_new_header_file_appears_whole(tmp_path: Path, calls: list[tuple[str, int]]) -> None:
-    """Its bytes are on the storage before it has its name, then the folder is; it is the owner's alone."""
-    path = tmp_path / "new.img"
-    create_header_file(path, LUKS2)
-    assert (path.read_bytes(), stat.S_IMODE(path.stat().st_mode), path.stat().st_nlink) == (LUKS2, 0o600, 1)
-    assert beside(path) == ["new.img"]
-    assert calls == [("write", 0), ("sync", -1), ("sync folder", -1)]
-
-
-@pytest.mark.parametrize("how", ["link", "rename", "neither"])
-@pytest.mark.parametrize("kind", ["file", "link"])
-def test_nothing_is_replaced_by_a_new_header_file(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, how: str, kind: str
-) -> None:
-    """Whatever the file system can do, a name that is taken stays what it is, and one that is free is had."""
-    path, old = tmp_path / "old.img", tmp_path / "target"
-    old.write_bytes(b"old")
-    if kind == "file":
-        path.write_bytes(b"old")
-    else:
-        path.symlink_to(tmp_path / "nowhere")
-    if how != "link":
-        monkeypatch.setattr(os, "link", failing(errno.EPERM))
-    if how == "neither":
-        monkeypatch.setattr(new_header_file._libc, "renameat2", lambda *_: refuse(errno.EINVAL))
-    with pytest.raises(InUse, match=r"old\.img is there already"):
-        create_header_file(path, LUKS2)
-    assert beside(path) == ["old.img", "target"]
-    assert path.is_symlink() == (kind == "link")
-    create_header_file(tmp_path / "free.img", LUKS2)
-    assert beside(path) == ["free.img", "old.img", "target"]
-    assert (tmp_path / "free.img").read_bytes() == LUKS2
-
-
-def refuse(code: int) -> int:
-    """Answer as a system call of libc that fails."""
-    new_header_file.ctypes.set_errno(code)
-    return -1
-
-
-def test_a_folder_that_cannot_take_the_file_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The kernel's reason is in the error, and nothing is left behind; a folder that knows no fsync is no reason."""
-    fsync = os.fsync
-    for code in (errno.EINVAL, errno.EIO):
-
-        def folder_failing(descriptor: int, code: int = code) -> None:
-            if stat.S_ISDIR(os.fstat(descriptor).st_mode):
-                raise OSError(code, os.strerror(code))
-            fsync(descriptor)
-
-        monkeypatch.setattr(os, "fsync", folder_failing)
-        if code == errno.EINVAL:
-            create_header_file(tmp_path / "one", LUKS2)
-        else:
-            with pytest.raises(PayloadError) as caught:
-                create_header_file(tmp_path / "two", LUKS2)
-            assert caught.value.errno == errno.EIO
-    monkeypatch.undo()
-    monkeypatch.setattr(os, "link", failing(errno.EPERM))
-    monkeypatch.setattr(new_header_file._libc, "renameat2", lambda *_: refuse(errno.ENOSPC))
-    with pytest.raises(PayloadError) as caught:
-        create_header_file(tmp_path / "three", LUKS2)
-    assert caught.value.errno == errno.ENOSPC
-    with pytest.raises(PayloadError) as caught:
-        create_header_file(tmp_path / "none" / "four", LUKS2)
-    assert caught.value.errno == errno.ENOENT
-    assert beside(tmp_path / "x") == ["one", "two"]
-
-
-def test_a_long_name_has_a_shorter_one_for_a_moment(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A name of 255 bytes, in whatever encoding, is no hindrance; the temporary one begins with a dot and is random."""
-    seen = []
-    monkeypatch.setattr(secrets, "token_hex", lambda count: seen.append(count) or "random")
-    path = tmp_path / os.fsdecode("ä".encode() * 127)
-    create_header_file(path, b"x")
-    assert seen == [8]
-    assert beside(path) == [path.name]
-
-
-def test_a_replaced_header_keeps_what_it_was(header: Path, calls: list[tuple[str, int]]) -> None:
-    """Mode without execution, owner, the user's attributes and a link to it stay; its bytes are new, and synced."""
-    header.chmod(0o751)
-    os.setxattr(header, "user.mine", b"kept")
-    link = header.with_name("link")
-    link.symlink_to(header)
-    with header.open("rb") as old:
-        replace_header_file(link, b"new", old.fileno())
-        assert old.read() == LUKS2
-    assert link.is_symlink()
-    assert (header.read_bytes(), stat.S_IMODE(header.stat().st_mode)) == (b"new", 0o640)
-    assert os.getxattr(header, "user.mine") == b"kept"
-    assert calls == [("write", 0), ("sync", -1), ("sync", -1), ("sync folder", -1)]
-    assert beside(header) == ["header.img", "link"]
-
-
-def test_a_header_that_is_another_one_meanwhile_is_not_replaced(header: Path) -> None:
-    """Whoever has taken its name keeps it."""
-    with header.open("rb") as old:
-        header.unlink()
-        header.write_bytes(b"theirs")
-        with pytest.raises(DeviceError, match="somebody else"):
-            replace_header_file(header, b"new", old.fileno())
-        header.unlink()
-        with pytest.raises(DeviceError, match="somebody else"):
-            replace_header_file(header, b"new", old.fileno())
-    assert beside(header) == []
