@@ -344,3 +344,15 @@ def test_a_forked_child_has_the_secret_too() -> None:
         os._exit(0 if bytes(secret.view) == CONTENT else 1)
 
     assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+
+
+def test_what_a_child_does_with_its_secret_is_its_own_matter() -> None:
+    """A process that is forked off wipes its copy, not ours."""
+    secret = SecretBytes.copy_of(CONTENT)
+    child = os.fork()
+    if child == 0:
+        secret.wipe()
+        os._exit(0)
+
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+    assert bytes(secret.view) == CONTENT
