@@ -113,6 +113,7 @@ def as_info_shows(metadata: dict[str, Any]) -> dict[str, Any]:
                     "key_size": slot["area"]["key_size"] * 8,
                 },
                 "problem": "",
+                "unsupported": "",
             }
             for number, slot in metadata["keyslots"].items()
         ],
@@ -127,6 +128,7 @@ def as_info_shows(metadata: dict[str, Any]) -> dict[str, Any]:
                 "keyslots": sorted(map(int, digest["keyslots"])),
                 "segments": sorted(map(int, digest["segments"])),
                 "problem": "",
+                "unsupported": "",
             }
             for number, digest in metadata["digests"].items()
         ],
