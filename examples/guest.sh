@@ -28,11 +28,13 @@ unavailable() {
 kernel_packages() {
     local metapackage image
     for metapackage in linux-image-cloud-amd64 linux-image-virtual; do # Debian, Ubuntu
-        image=$(apt-cache depends "$metapackage" 2>/dev/null | sed -n 's/^ *Depends: \(linux-image-[0-9].*\)/\1/p')
+        # apt-cache fails where the distribution has no package of that name
+        image=$({ apt-cache depends "$metapackage" 2>/dev/null || true; } |
+            sed -n 's/^ *Depends: \(linux-image-[0-9].*\)/\1/p')
         [[ -n $image ]] || continue
         echo "$image"
         # Ubuntu's modules have a package of their own
-        apt-cache show "${image/image/modules}" 2>/dev/null | sed -n 's/^Package: //p' | head -n 1
+        { apt-cache show "${image/image/modules}" 2>/dev/null || true; } | sed -n 's/^Package: //p' | sort -u
         return
     done
 }

@@ -5,8 +5,9 @@
 #
 # --fast           only what needs neither a mount nor another program
 # CI=true          what a test needs and does not find is a failure, not a skip
-# LUKSHDRFS_TOOLS  a directory with programs that no release of Debian has ready: dmcrypt-vm (runs commands beside a
-#                  kernel's dm-crypt) and qemu10 (prints the bin/ of a QEMU newer than 9). Or name them one by one:
+# LUKSHDRFS_TOOLS  a directory with programs that not every release has ready: dmcrypt-vm (runs commands beside a
+#                  kernel's dm-crypt) and qemu10 (prints the bin/ of QEMU 9 or newer; Debian 13's own is). Or name them
+#                  one by one:
 # LUKSHDRFS_DMCRYPT_VM, LUKSHDRFS_QEMU10
 # LUKSHDRFS_TEST_PROCESSES  how many files of tests run at a time (2); 0 for one process, as --pdb wants it
 set -euo pipefail
@@ -21,18 +22,19 @@ if [[ ${1:-} == --fast ]]; then
 fi
 pytest_arguments+=("$@")
 
+bin=$(tests/setup.sh test)
+
+# after the system's packages, which they build upon
 if [[ -n ${LUKSHDRFS_TOOLS:-} ]]; then
     tool=$LUKSHDRFS_TOOLS/dmcrypt-vm
     if [[ -z ${LUKSHDRFS_DMCRYPT_VM:-} && -x $tool ]] && { "$tool" check || "$tool" setup; } >&2; then
         export LUKSHDRFS_DMCRYPT_VM=$tool
     fi
     tool=$LUKSHDRFS_TOOLS/qemu10
-    if [[ -z ${LUKSHDRFS_QEMU10:-} && -x $tool ]] && bin=$("$tool"); then
-        export LUKSHDRFS_QEMU10=$bin
+    if [[ -z ${LUKSHDRFS_QEMU10:-} && -x $tool ]] && found=$("$tool"); then
+        export LUKSHDRFS_QEMU10=$found
     fi
 fi
-
-bin=$(tests/setup.sh test)
 
 step() {
     echo "== $*" >&2

@@ -12,7 +12,7 @@ from support import qemu
 from support.cryptsetup import LUKS1_XTS, LuksFiles, make_header
 from support.guest import GUEST
 from support.mounts import Mounted
-from support.tools import program
+from support.tools import program, qemu10_folder
 from support.volumes import new_files
 
 pytestmark = pytest.mark.needs("fuse", "cryptsetup", "guest", "qemu-img", "qemu-storage-daemon", "qemu10")
@@ -38,7 +38,7 @@ umount /mnt
 
 def boot(commands: str, *options: str) -> list[str]:
     """Boot the guest with a disk, and return what it says."""
-    environment = {**os.environ, "PATH": f"{os.environ['LUKSHDRFS_QEMU10']}:{os.environ['PATH']}"}
+    environment = {**os.environ, "PATH": f"{qemu10_folder()}:{os.environ['PATH']}"}
     done = subprocess.run(
         ["bash", GUEST, "boot", commands, *options, "-device", "virtio-blk-pci,drive=disk"],
         env=environment, stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=100, check=False,

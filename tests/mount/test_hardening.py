@@ -39,7 +39,8 @@ def test_process_keeps_to_itself(volume: LuksFiles) -> None:
         assert re.search(r"^Max core file size +0 +0 ", limits, re.MULTILINE)
         assert status_of(place)["Umask"] == "0077"
         if os.geteuid() != 0:
-            assert place.stat().st_uid == 0, "not dumpable: its files in /proc are root's"
+            assert (place / "environ").stat().st_uid == 0, "not dumpable: its files in /proc are root's"
+            return  # what follows is for root alone to see
         for entry in (place / "fdinfo").iterdir():
             flags = int(re.search(r"^flags:\s+(\d+)", entry.read_text(), re.MULTILINE)[1], 8)  # type: ignore[index]
             if int(entry.name) > 2:
@@ -190,7 +191,11 @@ def test_no_secret_is_said(tmp_path: Path) -> None:
         shown += (done.stdout + done.stderr).encode()
     pid = os.getxattr(place / "image", "user.lukshdrfs.pid").decode()
     for name in ("cmdline", "environ", "maps", "status"):
-        shown += Path(f"/proc/{pid}/{name}").read_bytes()
+        try:
+            shown += Path(f"/proc/{pid}/{name}").read_bytes()
+        except PermissionError:
+            assert os.geteuid() != 0
+            assert name in ("environ", "maps")
     done = lukshdrfs("unmount", "-v", place)
     assert done.returncode == 0
     shown += (done.stdout + done.stderr).encode()

@@ -2,15 +2,18 @@
 What the tests need from the machine, and how a missing thing is reported.
 
 A need is a program's name, `root`, `fuse`, `loop`, `guest` (the small virtual machine of the examples), or one of the
-two things that no distribution's release has ready and that are found through the environment: `dmcrypt-vm` and
-`qemu10`.
+two things that not every release has ready and that are found through the environment: `dmcrypt-vm`, and `qemu10`,
+which may be the system's own.
 """
 
 from __future__ import annotations
 
 import dataclasses
+import functools
 import os
+import re
 import shutil
+import subprocess
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -84,7 +87,19 @@ def dmcrypt_vm() -> str:
 
 def qemu10(name: str) -> str:
     """Return the path of a program of QEMU 9 or newer."""
-    return str(Path(os.environ["LUKSHDRFS_QEMU10"]) / name)
+    return str(Path(qemu10_folder()) / name)
+
+
+@functools.cache
+def qemu10_folder() -> str:
+    """Return the folder with QEMU 9 or newer: the one that is named, or the system's, or nothing."""
+    named = os.environ.get("LUKSHDRFS_QEMU10", "")
+    qemu_img = shutil.which("qemu-img", path=SYSTEM_PATH)
+    if named or qemu_img is None:
+        return named
+    said = subprocess.run([qemu_img, "--version"], capture_output=True, text=True, check=False).stdout
+    version = re.match(r"qemu-img version (\d+)", said)
+    return str(Path(qemu_img).parent) if version and int(version[1]) >= 9 else ""
 
 
 def missing(need: str) -> Missing | None:
@@ -105,10 +120,16 @@ def missing(need: str) -> Missing | None:
     if need == "dmcrypt-vm":
         return _outside("LUKSHDRFS_DMCRYPT_VM", "the path of a program that runs commands beside a kernel's dm-crypt")
     if need == "qemu10":
-        return _outside("LUKSHDRFS_QEMU10", "the bin/ directory of QEMU 9 or newer")
+        return _missing_qemu10()
     if shutil.which(need, path=SYSTEM_PATH) is None:
         return Missing(f"{need} is missing: apt-get install {PACKAGES.get(need, need)}")
     return None
+
+
+def _missing_qemu10() -> Missing | None:
+    if qemu10_folder() and "LUKSHDRFS_QEMU10" not in os.environ:
+        return None
+    return _outside("LUKSHDRFS_QEMU10", "the bin/ directory of QEMU 9 or newer")
 
 
 def _outside(variable: str, meaning: str) -> Missing | None:
