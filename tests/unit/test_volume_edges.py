@@ -52,6 +52,17 @@ def test_a_volume_is_made_shorter_with_its_payload() -> None:
     assert (volume.size, payload.size) == (2048, 5120)
 
 
+def test_sectors_count_from_the_segments_start() -> None:
+    """Behind a segment that is not whole sectors of the next one, sizes are odd, and fit."""
+    extents = [Extent(0, 512, 0, 512, 0, None), Extent(512, 8192, 4096, 4096, 0, cipher(4096), dynamic=True)]
+    volume = Volume(MemoryPayload(4096 + 8192), extents)
+    volume.resize(512 + 4096)
+    assert volume.size == 512 + 4096
+    for size in (4096, 8192, 512 + 4096 + 512):
+        with pytest.raises(PayloadError):
+            volume.resize(size)
+
+
 @pytest.mark.parametrize("size", [0, 1, 512, 1024, 1025, 1024 + 511, 1024 + 513])
 def test_a_volume_has_whole_sectors_behind_its_first_segments(size: int) -> None:
     """Any other size is EINVAL, and nothing changes."""

@@ -1,0 +1,194 @@
+"""Where a header is read from and how much of it; which part of a payload it means; how large numbers may be."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+from pathlib import Path
+from typing import Any
+
+import pytest
+from support.edited import KEY, adding, after, empty, opened
+from support.luks2_edit import metadata
+
+from lukshdrfs.errors import DeviceError, HeaderError, InUse, UsageError
+from lukshdrfs.luks import Digest, Header, hashes, parse_header
+from lukshdrfs.luks.strict_json import load
+from lukshdrfs.luks.unlock_work import _duration
+from lukshdrfs.payload import FilePayload
+from lukshdrfs.volume import header_source, open_volume, read_header
+from lukshdrfs.volume.header_source import parse_from
+from lukshdrfs.volume.opening import Window, window_of
+
+LUKS2 = after(empty(2, slots=2), adding(b"one"), adding(b"two"))
+DAMAGED = LUKS2[:450] + b"\0\0\0" + LUKS2[453:]
+
+
+@pytest.mark.parametrize("how", [{}, {"overwritten": True}, {"forced": True}])
+def test_a_damaged_header_under_something_else_is_read_when_told(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, how: dict[str, Any]
+) -> None:
+    """By itself it is refused, with what lies there named; a sound one is not even looked at."""
+    asked: list[tuple[str, str]] = []
+
+    def signature(name: str, ignore: str) -> str:
+        asked.append((name, ignore))
+        return "ext4"
+
+    monkeypatch.setattr(header_source, "known_signature", signature)
+    path = tmp_path / "header"
+    path.write_bytes(DAMAGED)
+    with path.open("rb") as stream:
+        if how:
+            assert opened(parse_from(stream.fileno(), str(path), **how).area, b"two") == 1
+            assert asked == []
+        else:
+            with pytest.raises(HeaderError, match=f"header {path}: .*ext4 is there too"):
+                parse_from(stream.fileno(), str(path))
+            assert asked == [(str(path), "crypto_LUKS")]
+            parse_from(stream.fileno(), f"fd:{stream.fileno()}")
+    path.write_bytes(LUKS2)
+    read_header(path)
+    assert len(asked) == (0 if how else 1)
+
+
+def test_a_forced_header_is_all_that_is_there(tmp_path: Path) -> None:
+    """It is read as far as a header could go, put right in memory alone, and what was done is told."""
+    path = tmp_path / "header"
+    path.write_bytes(DAMAGED + b"behind")
+    header = read_header(path, forced=True)
+    assert header.area == LUKS2
+    assert path.read_bytes() == DAMAGED + b"behind"
+
+
+def test_a_file_that_comes_in_pieces_is_read_whole(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A storage that gives a part at a time is asked for the rest; one that ends before that is cut off."""
+    path = tmp_path / "header"
+    path.write_bytes(LUKS2)
+    pread = os.pread
+    monkeypatch.setattr(os, "pread", lambda descriptor, size, offset: pread(descriptor, min(size, 5000), offset))
+    assert read_header(path).area == LUKS2
+    with path.open("rb") as stream:
+        assert header_source._read_range(stream.fileno(), 12_345) == LUKS2[:12_345]
+        assert header_source._read_range(stream.fileno(), len(LUKS2) + 1) == LUKS2
+
+
+# --- windows ---------------------------------------------------------------------------------------------------------
+
+
+def header_at(*segments: tuple[int, int | None]) -> Header:
+    """Return a header whose segments have these offsets and sizes."""
+    header = parse_header(LUKS2)
+    first = header.segments[0]
+    made = tuple(dataclasses.replace(first, id=n, offset=at, size=size) for n, (at, size) in enumerate(segments))
+    return dataclasses.replace(header, segments=made)
+
+
+@pytest.mark.parametrize(
+    ("headers", "window", "expected"),
+    [
+        ([header_at((0, None))], Window(None, None), None),
+        ([header_at((0, None))], Window(4096, None), None),
+        ([header_at((0, None))], Window(None, 8192), (0, 8192)),
+        ([header_at((0, None))], Window(4096, 8192), (4096, 8192)),
+        ([header_at((512, None))], Window(None, 8192), (512, 8192)),
+        ([header_at((0, 1024))], Window(None, None), (0, 1024)),
+        ([header_at((0, 1024))], Window(4096, None), (4096, 1024)),
+        ([header_at((512, 1024))], Window(None, None), (512, 1024)),
+        ([header_at((512, 1024), (2048, 1536))], Window(None, None), (512, 3072)),
+        ([header_at((0, 1024), (2048, 512))], Window(4096, None), (4096, 2560)),
+        ([header_at((512, 1024)), header_at((8192, 4096)), header_at((2048, 512))], Window(None, None), (512, 11776)),
+        ([header_at((512, 1024)), header_at((0, None))], Window(None, None), None),
+    ],
+)
+def test_the_part_of_a_payload_that_headers_mean(
+    headers: list[Header], window: Window, expected: tuple[int, int] | None
+) -> None:
+    """From the first byte to the last that any of them could mean; all of it where one has no end."""
+    assert window_of(headers, window) == expected
+
+
+def test_only_the_part_that_is_meant_is_locked(tmp_path: Path) -> None:
+    """Two volumes with headers of their own are open side by side on one payload; one without a window has it all."""
+    header, payload = tmp_path / "header", tmp_path / "payload"
+    header.write_bytes(LUKS2)
+    payload.write_bytes(bytes(16384))
+    with open_volume(payload, header=header, volume_key=KEY, offset=0, size=4096) as one:
+        with open_volume(payload, header=header, volume_key=KEY, offset=4096, size=512) as two:
+            one.pwrite(b"one", 0)
+            two.pwrite(b"two", 0)
+            assert (one.size, two.size) == (4096, 512)
+        with pytest.raises(InUse):
+            open_volume(payload, header=header, volume_key=KEY, offset=3584, size=1024)
+        with pytest.raises(InUse):
+            open_volume(payload, header=header, volume_key=KEY)
+    with FilePayload.open(payload, read_only=False):
+        pass
+    with pytest.raises(UsageError):
+        open_volume(payload, header=header)
+
+
+def test_one_sector_is_a_volume(tmp_path: Path) -> None:
+    """A payload with exactly one sector has a volume of that; with a byte less, none."""
+    header, payload = tmp_path / "header", tmp_path / "payload"
+    header.write_bytes(LUKS2)
+    payload.write_bytes(bytes(512))
+    with open_volume(payload, header=header, volume_key=KEY) as volume:
+        assert volume.size == 512
+    payload.write_bytes(bytes(511))
+    with pytest.raises(DeviceError, match="not even one fits"):
+        open_volume(payload, header=header, volume_key=KEY)
+
+
+# --- numbers and names -----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("digits", [20, 21, 30, 5000])
+def test_a_number_that_is_far_too_large_stays_so(digits: int) -> None:
+    """Whatever is not in 64 bits is above or below them, however many digits it has."""
+    number = "9" * digits
+    found = load(b'{"a": %s, "b": -%s}' % (number.encode(), number.encode()) + b"\0")
+    assert found["a"] > (1 << 64) - 1
+    assert found["b"] < -(1 << 64) + 1
+
+
+def test_the_table_of_hashes_is_what_is_made_anew() -> None:
+    """Names, libgcrypt's names and digest sizes come out the same whenever they are asked for."""
+    assert hashes._known_hashes() == hashes._HASHES
+    assert {hashes._gcrypt_name(name) for name in ("blake2b-512", "sha512-256", "sha3-256", "sm3")} == {
+        "BLAKE2B_512", "SHA512_256", "SHA3-256", "SM3",
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("left", "right", "same"),
+    [
+        ("sha256", "SHA-256", True), ("sha256", "sha512", False), ("unknown", "unknown", True),
+        ("unknown", "sha256", False), ("sha256", "unknown", False), ("other", "unknown", False),
+        ("whirlpool", "wp512", True), ("", "", True),
+    ],
+)  # fmt: skip
+def test_two_names_of_one_hash(left: str, right: str, *, same: bool) -> None:
+    """Names are compared by what they mean; one that is unknown is the same as itself alone."""
+    assert hashes.is_same_hash(left, right) is same
+
+
+@pytest.mark.parametrize(
+    ("seconds", "text"),
+    [(0, "0 seconds"), (119, "119 seconds"), (120, "2 minutes"), (7199, "120 minutes"), (7200, "2 hours"),
+     (36_000, "10 hours")],
+)  # fmt: skip
+def test_how_long_a_search_may_take(seconds: int, text: str) -> None:
+    """A second for a GiB of Argon2's memory times passes, in the largest unit of which it is two."""
+    assert _duration(seconds << 20) == text
+
+
+def test_a_header_is_about_the_digest_of_its_segment() -> None:
+    """Digests and keyslots are found by number, and what is not there is None."""
+    header = parse_header(LUKS2)
+    other = Digest(5, "pbkdf2", frozenset({9}), frozenset({7}))
+    header = dataclasses.replace(header, digests=(header.digests[0], other))
+    assert [header.digest_of_segment(number) for number in (0, 7, 5)] == [*header.digests, None]
+    assert [header.digest_of_keyslot(number) for number in (0, 1, 9, 5)] == [*[header.digests[0]] * 2, other, None]
+    assert [header.keyslot(number) for number in (0, 1, 2)] == [*header.keyslots, None]
+    assert metadata(LUKS2)["digests"]["0"]["keyslots"] == ["0", "1"]
