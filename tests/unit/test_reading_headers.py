@@ -12,9 +12,9 @@ from support.edited import KEY, adding, after, empty, opened
 from support.luks2_edit import metadata
 
 from lukshdrfs.errors import DeviceError, HeaderError, InUse, UsageError
-from lukshdrfs.luks import Digest, Header, hashes, parse_header
+from lukshdrfs.luks import Digest, Header, Kdf, KdfLimits, hashes, parse_header
 from lukshdrfs.luks.strict_json import load
-from lukshdrfs.luks.unlock_work import _duration
+from lukshdrfs.luks.unlock_work import _duration, check_work
 from lukshdrfs.payload import FilePayload
 from lukshdrfs.volume import header_source, open_volume, read_header
 from lukshdrfs.volume.header_source import parse_from
@@ -181,6 +181,28 @@ def test_two_names_of_one_hash(left: str, right: str, *, same: bool) -> None:
 def test_how_long_a_search_may_take(seconds: int, text: str) -> None:
     """A second for a GiB of Argon2's memory times passes, in the largest unit of which it is two."""
     assert _duration(seconds << 20) == text
+
+
+def test_the_work_of_a_kdf() -> None:
+    """Argon2's is its memory times its passes; four iterations of PBKDF2 take as long as a KiB."""
+    limits = KdfLimits()
+    assert limits.work_of(Kdf("argon2id", b"", 5, memory_kib=700, lanes=4)) == 3500
+    assert limits.work_of(Kdf("pbkdf2", b"", 4003, hash="sha256")) == limits.work_of_iterations(4003) == 1000
+
+
+@pytest.mark.parametrize(("seconds", "told"), [(59, False), (60, False), (61, True)])
+def test_more_than_a_minute_is_told(caplog: pytest.LogCaptureFixture, seconds: int, *, told: bool) -> None:
+    """What may take a minute is not worth a line, what takes longer is; what was spent before is not said again."""
+    header = parse_header(LUKS2)
+    costly = Kdf("argon2id", bytes(32), seconds, memory_kib=1 << 20, lanes=1)
+    digest = dataclasses.replace(header.digests[0], iterations=1)
+    slot = dataclasses.replace(header.keyslots[0], kdf=costly)
+    header = dataclasses.replace(header, keyslots=(slot,), digests=(digest,))
+    assert check_work(header, [slot], KdfLimits()) == seconds << 20
+    assert (caplog.text != "") == told
+    caplog.clear()
+    assert check_work(header, [], KdfLimits(), before=seconds << 20) == seconds << 20
+    assert caplog.text == ""
 
 
 def test_a_header_is_about_the_digest_of_its_segment() -> None:
