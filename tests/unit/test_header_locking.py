@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import fcntl
 import os
+import socket
 import stat
 import threading
 import time
@@ -307,3 +308,31 @@ def test_uevents_that_cannot_be_heard_are_done_without(header: Path, monkeypatch
     assert watching.answer() is True
     watching.cancel()
     wait_until(lambda: pair[0].fileno() < 0 and pair[1].fileno() < 0, "both ends are closed")
+
+
+def test_uevents_are_a_reason_to_look_and_nothing_more(header: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each one is taken off the socket and the header looked at once; without any, nobody looks."""
+    ours, kernel = socket.socketpair()
+    monkeypatch.setattr(header_presence, "_open_uevents", lambda: ours)
+    looks: list[str] = []
+    look = HeaderPresence._look
+
+    def counting(self: HeaderPresence) -> tuple[str, int] | None:
+        looks.append("")
+        return look(self)
+
+    monkeypatch.setattr(HeaderPresence, "_look", counting)
+    watching = Watching(header)
+    wait_until(lambda: len(looks) == 2, "it waits")
+    kernel.send(b"change@/devices/x")
+    wait_until(lambda: len(looks) >= 3, "it has looked")
+    kernel.send(b"change@/devices/x")
+    wait_until(lambda: len(looks) >= 4, "it has looked again")
+    watching.thread.join(0.05)
+    assert len(looks) < 10
+    monkeypatch.setattr(HeaderPresence, "_look", lambda _self: None)
+    kernel.send(b"remove@/devices/x")
+    assert watching.answer() is True
+    watching.cancel()
+    assert ours.fileno() < 0
+    kernel.close()
