@@ -8,14 +8,17 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from support.edited import KEY, adding, after, empty, opened
-from support.luks2_edit import metadata
+from support.edited import AREA, CIPHER, KEY, UUID, adding, after, empty, opened
+from support.luks2_edit import metadata, with_metadata
 
 from lukshdrfs.errors import DeviceError, HeaderError, InUse, UsageError
 from lukshdrfs.luks import Digest, Header, Kdf, KdfLimits, hashes, parse_header
+from lukshdrfs.luks.header import header_extent
+from lukshdrfs.luks.luks2_format import Luks2Format, format_luks2
 from lukshdrfs.luks.strict_json import load
 from lukshdrfs.luks.unlock_work import _duration, check_work
 from lukshdrfs.payload import FilePayload
+from lukshdrfs.secret import SecretBytes
 from lukshdrfs.volume import header_source, open_volume, read_header
 from lukshdrfs.volume.header_source import parse_from
 from lukshdrfs.volume.opening import Window, window_of
@@ -71,6 +74,24 @@ def test_a_file_that_comes_in_pieces_is_read_whole(tmp_path: Path, monkeypatch: 
     with path.open("rb") as stream:
         assert header_source._read_range(stream.fileno(), 12_345) == LUKS2[:12_345]
         assert header_source._read_range(stream.fileno(), len(LUKS2) + 1) == LUKS2
+
+
+def test_the_largest_header_is_legal() -> None:
+    """Metadata of 4 MiB, twice, and 128 MiB of keyslots; what claims a byte more is no header."""
+    with SecretBytes.copy_of(KEY) as key:
+        area = format_luks2(Luks2Format(CIPHER, 512, UUID, metadata_size=4 << 20, keyslots_size=AREA), key)
+    changed = metadata(area)
+    changed["config"]["keyslots_size"] = str(128 << 20)
+    assert header_extent(with_metadata(area, changed)) == 136 << 20
+    sectors = (136 << 20) // 512 - 250
+    for more in (0, 1):
+        luks1 = bytearray(empty(1))
+        luks1[208 + 48 * 7 + 40 : 208 + 48 * 7 + 44] = (sectors + more).to_bytes(4, "big")
+        if more:
+            with pytest.raises(HeaderError, match="claims"):
+                header_extent(bytes(luks1))
+        else:
+            assert header_extent(bytes(luks1)) == 136 << 20
 
 
 # --- windows ---------------------------------------------------------------------------------------------------------
