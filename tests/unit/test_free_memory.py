@@ -115,6 +115,13 @@ def test_groups_of_version_1_bound_it_up_to_the_top(tmp_path: Path) -> None:
     assert sizes(memory_bounds(root=root)) == MACHINE | {"the control group /a": (256, 156)}
 
 
+def test_a_group_of_version_1_that_tells_little(tmp_path: Path) -> None:
+    """Where nothing is said of what could be taken back, nothing can."""
+    root = machine(tmp_path, cgroup="4:memory:/a", mounts=[OLD_MOUNT])
+    old_group(root / "sys/fs/cgroup/memory/a", 128 * MIB, 100, 50, stat="cache 1")
+    assert sizes(memory_bounds(root=root)) == MACHINE | {"the control group /a": (128, 28)}
+
+
 def test_a_group_of_version_1_that_counts_itself_only(tmp_path: Path) -> None:
     """Without `memory.use_hierarchy`, a group above does not bound those below it."""
     root = machine(tmp_path, cgroup="4:memory:/a/b", mounts=[OLD_MOUNT])
