@@ -13,6 +13,7 @@ and, where there is one, the way out. The exit codes are cryptsetup's (`translat
         - PayloadError (4): the payload does not do what it was asked to; carries the storage's errno
         - ReadOnlyError (4): a write to what is open for reading only
     + HeaderError (4): the header is damaged or is not one
+        - NoHeader (4): there is nothing of a LUKS header
         - KeyslotError (4): one keyslot is damaged; others may work
         - UnsupportedFeature (4): sound, but it asks for something that is not implemented
     + InUse (5): somebody else has it
@@ -83,6 +84,15 @@ class HeaderError(LukshdrfsError):
     """The header cannot be trusted: damaged, cut off, or none at all."""
 
     exit_code = 4
+
+
+class NoHeader(HeaderError):  # noqa: N818 - says what is the matter
+    """There is nothing of a LUKS header where one was looked for."""
+
+    def __init__(self, message: str, recognised: str = "") -> None:
+        super().__init__(message)
+        self.recognised = recognised
+        """What else is there, empty if nothing is recognised."""
 
 
 class KeyslotError(HeaderError):

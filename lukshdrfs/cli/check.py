@@ -13,14 +13,14 @@ from lukshdrfs.cli.arguments import Subparsers
 from lukshdrfs.cli.logs import printable
 from lukshdrfs.cli.picture import bytes_of_a_character, characters, check_place, png, write_picture
 from lukshdrfs.cli.progress import Progress
-from lukshdrfs.luks.luks2_binary import PRIMARY_MAGIC, SECONDARY_MAGIC
-from lukshdrfs.luks.luks2_check import METADATA_SIZES
-from lukshdrfs.payload import FilePayload, known_signature
+from lukshdrfs.errors import DeviceError
+from lukshdrfs.payload import FilePayload, recognise
+from lukshdrfs.payload.block_scan import BLOCK
 from lukshdrfs.payload.circumstances import neighbour_findings, size_findings
 from lukshdrfs.payload.examination import FALSE_ALARMS, Examination, Finding, examine
+from lukshdrfs.payload.magics import LUKS_HEADERS
 from lukshdrfs.payload.region_map import Kind
 from lukshdrfs.payload.sampling import Sample
-from lukshdrfs.payload.signatures import FILE_FORMATS, Magic, known_magics
 
 RANDOM, TELLING = "random", "gives itself away"
 """The verdicts."""
@@ -28,10 +28,6 @@ _TELLING_STATUS = 1
 
 _MIB = 1 << 20
 _MOST, _FEWEST = 2 / 3, 10**9
-HEADERS = (
-    Magic("a LUKS header", PRIMARY_MAGIC),
-    Magic("the second copy of a LUKS2 header", SECONDARY_MAGIC, METADATA_SIZES),
-)
 HEADER_SIZES = {16 * _MIB: "a LUKS2 header", 4 * _MIB: "a LUKS2 header of cryptsetup 2.0", 2 * _MIB: "a LUKS1 header"}
 """As cryptsetup makes them by itself."""
 
@@ -60,13 +56,16 @@ def run(arguments: argparse.Namespace) -> int:
         check_place(picture)
     with FilePayload.open(name, read_only=True, locked=False) as payload:
         signatures = _signatures(payload)
+        if payload.size < BLOCK and not signatures:
+            what = f"has {payload.size} bytes, too few to tell anything from" if payload.size else "is empty"
+            raise DeviceError(f"payload {name} {what}; a volume has {BLOCK} at least")
         total = Sample(payload.size, whole=arguments.full).size
         with Progress(f"reading {name}", total) as progress:
             seen = examine(payload, whole=arguments.full, progress=progress.show)
     for finding in signatures:
         for offset, size in finding.places:
             seen.map.mark(offset, offset + size, Kind.SIGNATURE)
-    around = [*size_findings(seen.size, HEADER_SIZES), *neighbour_findings(name, HEADERS)]
+    around = [*size_findings(seen.size, HEADER_SIZES), *neighbour_findings(name, LUKS_HEADERS)]
     seen = dataclasses.replace(seen, findings=(*signatures, *seen.findings, *around))
     if picture is not None:
         write_picture(picture, png(seen.map, legend=True))
@@ -78,15 +77,15 @@ def run(arguments: argparse.Namespace) -> int:
 
 
 def _signatures(payload: FilePayload) -> list[Finding]:
-    """Return what is recognised. blkid does not say where, but what it knows is near the start, most of it."""
-    found = []
-    recognised = known_signature(payload.name)
-    if recognised:
-        found.append(Finding("error", "signature", f"blkid recognises {recognised}", ((0, min(payload.size, 4096)),)))
-    for offset, magic in known_magics(payload, (*HEADERS, *FILE_FORMATS)):
-        text = f"at byte {offset} it begins like {magic.what}" if offset else f"it begins like {magic.what}"
-        found.append(Finding("error", "signature", text, ((offset, len(magic.magic)),)))
-    return found
+    """Return what is recognised, and where."""
+    found: dict[str, list[tuple[int, int]]] = {}
+    for one in recognise(payload):
+        if one.by_libblkid:
+            text = f"blkid recognises {one.name}"
+        else:
+            text = f"at byte {one.offset} it begins like {one.name}" if one.offset else f"it begins like {one.name}"
+        found.setdefault(text, []).append((one.offset, max(1, one.size)))
+    return [Finding("error", "signature", text, tuple(places)) for text, places in found.items()]
 
 
 def _verdict(seen: Examination) -> str:

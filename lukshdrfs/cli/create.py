@@ -5,10 +5,9 @@ from __future__ import annotations
 import argparse
 import logging
 import os
-import stat
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from uuid import uuid4
 
@@ -24,6 +23,7 @@ from lukshdrfs.cli.arguments import (
 )
 from lukshdrfs.cli.header import checked_uuid
 from lukshdrfs.cli.output import output_descriptor
+from lukshdrfs.cli.overwriting import HeaderPlace, Overwritten, header_place, overwritten_payload
 from lukshdrfs.cli.progress import Progress
 from lukshdrfs.cli.quantities import number, size
 from lukshdrfs.cli.secrets import SecretSource, new_secret
@@ -46,8 +46,6 @@ from lukshdrfs.payload import (
     create_image,
     is_network,
     is_plain,
-    known_signature,
-    known_signature_of,
     new_payload_file,
     open_indirect,
 )
@@ -56,12 +54,12 @@ from lukshdrfs.sectors import SECTOR_SIZES, round_down, round_up
 from lukshdrfs.volume import (
     create_header_file,
     fill_with_random,
-    locked_for_writing,
     open_header,
     replace_header_file,
     sync_descriptor,
     write_all,
 )
+from lukshdrfs.volume.header_lock import header_lock
 
 log = logging.getLogger(__name__)
 
@@ -102,6 +100,9 @@ def add_parser(subparsers: Subparsers) -> None:
         "--wipe", action=argparse.BooleanOptionalAction, help="fill the payload with random bytes (a new one is)"
     )
     parser.add_argument("--force", action="store_true", help="overwrite a header, and data that is recognised")
+    parser.add_argument(
+        "--keep", metavar="FILE", help="with it: where the copy of an overwritten header goes (beside it)"
+    )
     _add_secrets(parser)
     parser.set_defaults(run=run)
 
@@ -129,9 +130,13 @@ def run(arguments: argparse.Namespace) -> int:
     wish.check()
     if arguments.shared_header is not None:
         return _share(arguments, cipher, key_size, wish)
-    if arguments.header:
-        _check_header_place(arguments)
-    with _payload(arguments) as (payload, created):
+    with ExitStack() as held:
+        place = None
+        if arguments.header:
+            _check_header_is_no_payload(arguments)
+            place = held.enter_context(header_place(arguments.header, force=arguments.force))
+        payload, overwritten = held.enter_context(_payload(arguments))
+        created = overwritten is None
         form = _form(arguments, cipher, key_size, payload.size, created=created)
         with _volume_key(arguments, key_size) as volume_key:
             area = (format_luks1 if isinstance(form, Luks1Format) else format_luks2)(form, volume_key)  # type: ignore[arg-type]
@@ -142,12 +147,19 @@ def run(arguments: argparse.Namespace) -> int:
                     header = parse_header(area)
                     slot = _new_slot(arguments, header, key_size, wish)
                     area = add_keyslot(header, volume_key, secret, slot)[1].applied_to(area)
+        if overwritten:
+            overwritten.check_unchanged()  # somebody may have been asked for a passphrase since it was looked at
+            overwritten.keep_header(arguments, arguments.payload)
+            if place is None:
+                overwritten.erase_signatures(payload.write)
         _fill(arguments, payload, form, created=created)
-        if arguments.header:
-            _write_header(arguments, area)
-        else:
+        if place is None:
             payload.write(memoryview(area), 0)
-            payload.flush()
+        else:
+            _write_header(arguments, place, area)
+            if overwritten:
+                overwritten.erase_signatures(payload.write)
+        payload.flush()
     return 0
 
 
@@ -173,7 +185,8 @@ def _share(arguments: argparse.Namespace, cipher: CipherSpec, key_size: int, wis
         raise UsageError(
             f"payload and header are the same file, and the header takes its first {len(header.area)} bytes"
         )
-    with _payload(arguments) as (payload, created):
+    with _payload(arguments) as (payload, overwritten):
+        created = overwritten is None
         form = _form(arguments, cipher, key_size, payload.size, created=created)
         assert isinstance(form, Luks2Format)
         with _existing_secret(arguments) as secret, _volume_key(arguments, key_size) as volume_key:
@@ -182,6 +195,9 @@ def _share(arguments: argparse.Namespace, cipher: CipherSpec, key_size: int, wis
             opened_by = first.keyslot
             assert opened_by is not None
             slot = _new_slot(arguments, header, key_size, wish)
+            if overwritten:
+                overwritten.check_unchanged()
+                overwritten.keep_header(arguments, arguments.payload)
             _fill(arguments, payload, form, created=created)
             with open_header(path, warn=False) as file:
                 check_unchanged(file.header, header, volume_digest(header).id, opened_by)
@@ -190,6 +206,9 @@ def _share(arguments: argparse.Namespace, cipher: CipherSpec, key_size: int, wis
                     name=name, segment=segment_object(form), first_name=arguments.first_name, opened_by=opened_by,
                 )  # fmt: skip
                 file.apply(edit)
+        if overwritten:
+            overwritten.erase_signatures(payload.write)
+        payload.flush()
     return 0
 
 
@@ -345,34 +364,18 @@ def _typed_source(arguments: argparse.Namespace) -> SecretSource:
     return SecretSource(passphrase_file=arguments.passphrase_file, tries=arguments.tries, stdin_brings=brings)
 
 
-def _check_header_place(arguments: argparse.Namespace) -> None:
-    """Raise DeviceError or UsageError unless a header can be made where it is to go."""
-    path = Path(os.path.realpath(arguments.header))  # a link stays one
-    if path == Path(os.path.realpath(arguments.payload)):
+def _check_header_is_no_payload(arguments: argparse.Namespace) -> None:
+    if os.path.realpath(arguments.header) == os.path.realpath(arguments.payload):
         raise UsageError("header and payload are the same file; leave --header out for an attached header")
-    if not path.parent.is_dir():
-        raise DeviceError(f"header {path}: the directory {path.parent} is not there")
-    if not path.exists():
-        if Path(arguments.header).is_symlink():
-            raise DeviceError(f"header {arguments.header} is a link to {path}, which is not there; name that itself")
-        return
-    if path.is_block_device():
-        found = known_signature(str(path))
-        if found and not arguments.force:
-            raise DeviceError(f"header {path} holds data ({found}); --force overwrites it")
-        if found:
-            log.warning("header %s: its data (%s) is overwritten", path, found)
-        return
-    if not path.is_file():
-        raise DeviceError(f"header {path} is neither a regular file nor a block device")
-    if not arguments.force:
-        raise DeviceError(f"header {path} is there already; --force replaces it, and what only it opens is lost")
-    log.warning("header %s is replaced; a volume that only it opens is lost", path)
 
 
 @contextmanager
-def _payload(arguments: argparse.Namespace) -> Iterator[tuple[Payload, bool]]:
-    """Yield the payload, opened and locked, and whether it was made here; if so, it goes when something fails."""
+def _payload(arguments: argparse.Namespace) -> Iterator[tuple[Payload, Overwritten | None]]:
+    """
+    Yield the payload, opened and locked, and the part of it that is overwritten.
+
+    If it is made here, there is no such part, and it goes when something fails.
+    """
     name = arguments.payload
     created = not is_network(name) and not os.path.lexists(name)
     if created and arguments.size is None:
@@ -385,40 +388,39 @@ def _payload(arguments: argparse.Namespace) -> Iterator[tuple[Payload, bool]]:
     if not is_plain(name, arguments.payload_format):
         if created:
             with create_image(name, arguments.payload_format, arguments.size) as image:
-                yield image, created
+                yield image, None
             return
         with open_indirect(
             name, arguments.payload_format, read_only=False, backing_chain=arguments.backing_chain
         ) as opened:
-            _refuse(name, known_signature_of(opened.size, opened.read_into), force=arguments.force)
-            yield opened, created
+            yield opened, _overwritten(arguments, opened)
         return
     if created:
         check_file_size(f"payload {name}", arguments.size)
         with new_payload_file(name, arguments.size) as made:
-            yield made, created
+            yield made, None
         return
-    if _window(arguments, created=created) is None:
-        _refuse_known_data(name, force=arguments.force)
     size_ = _window(arguments, created=created)
     window = None if size_ is None else (int(arguments.offset), size_)
     with FilePayload.open(name, read_only=False, window=window) as payload:
-        yield payload, created
+        yield payload, _overwritten(arguments, payload)
 
 
-def _refuse_known_data(name: str, *, force: bool) -> None:
-    if not stat.S_ISREG(mode := os.stat(name).st_mode) and not stat.S_ISBLK(mode):  # noqa: PTH116
-        return  # opening it says what is wrong
-    _refuse(name, known_signature(name), force=force)
-
-
-def _refuse(name: str, found: str, *, force: bool) -> None:
-    """Raise DeviceError for a payload with data on it."""
-    if not found:
-        return
-    if not force:
-        raise DeviceError(f"payload {name} holds data ({found}); --force makes it unreadable")
-    log.warning("payload %s: its data (%s) will be unreadable", name, found)
+def _overwritten(arguments: argparse.Namespace, payload: Payload) -> Overwritten:
+    """Look at what will be the volume. Raises DeviceError if there is data in it, unless that is forced."""
+    start = (arguments.offset or 0) if _detached(arguments) else 0
+    if start >= payload.size:
+        raise DeviceError(f"payload {payload.name} has {payload.size} bytes; the data would begin at byte {start}")
+    header = arguments.shared_header
+    header_before = header is not None and os.path.realpath(header) == os.path.realpath(arguments.payload)
+    size_ = _window(arguments, created=False)
+    if size_ is not None and start + size_ > payload.size:
+        raise DeviceError(
+            f"payload {payload.name} has {payload.size} bytes; the volume would end at byte {start + size_}"
+        )
+    overwritten = overwritten_payload(payload, start, size_, header_before=header_before)
+    overwritten.refuse(force=arguments.force, wipe=bool(arguments.wipe))
+    return overwritten
 
 
 def _fill(arguments: argparse.Namespace, payload: Payload, form: Luks1Format | Luks2Format, *, created: bool) -> None:
@@ -452,40 +454,23 @@ def _wipe(payload: Payload, window: tuple[int, int], *, created: bool) -> None:
         raise
 
 
-def _write_header(arguments: argparse.Namespace, area: bytes) -> None:
+def _write_header(arguments: argparse.Namespace, place: HeaderPlace, area: bytes) -> None:
     """Write the header: a file appears when it is complete, a device is written in place."""
-    path = Path(arguments.header)
-    held = _open_existing(path)
-    if held is None:
-        create_header_file(path, area)
-        return
-    try:
-        if stat.S_ISBLK(os.fstat(held).st_mode):
-            _write_header_to_device(path, area)
-        elif arguments.force and stat.S_ISREG(os.fstat(held).st_mode):
-            replace_header_file(path, area, held)
+    path, name = place.path, f"header {place.path}"
+    if not place.is_device:
+        place.make_way(arguments)
+        if place.descriptor is None:
+            create_header_file(path, area)  # refuses if somebody has made one meanwhile
         else:
-            create_header_file(path, area)  # refuses: somebody has made it meanwhile
-    finally:
-        os.close(held)
-
-
-def _open_existing(path: Path) -> int | None:
-    """Return a descriptor of what has the header's name; None if nothing has, or a link that leads nowhere."""
-    try:
-        return os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_NOCTTY)
-    except FileNotFoundError:
-        return None
-    except PermissionError:
-        return os.open(path, os.O_PATH)
-
-
-def _write_header_to_device(path: Path, area: bytes) -> None:
-    with locked_for_writing(str(path)) as descriptor:
-        device_size = os.lseek(descriptor, 0, os.SEEK_END)
-        if device_size < len(area):
-            raise PayloadError(
-                f"header {path} has {device_size} bytes, a header takes {len(area)}; see --luks2-keyslots-size"
-            )
-        write_all(descriptor, area, 0, f"header {path}")
-        sync_descriptor(descriptor, f"header {path}")
+            replace_header_file(path, area, place.descriptor)
+        return
+    descriptor = place.descriptor
+    assert descriptor is not None
+    device_size = os.lseek(descriptor, 0, os.SEEK_END)
+    if device_size < len(area):
+        raise PayloadError(f"{name} has {device_size} bytes, a header takes {len(area)}; see --luks2-keyslots-size")
+    with header_lock(descriptor, str(path), exclusive=True):
+        place.make_way(arguments)
+        place.erase_signatures(lambda data, offset: write_all(descriptor, data, offset, name))
+        write_all(descriptor, area, 0, name)
+        sync_descriptor(descriptor, name)

@@ -22,9 +22,10 @@ from lukshdrfs.cli.arguments import (
 )
 from lukshdrfs.cli.logs import printable
 from lukshdrfs.cli.output import check_output, output_descriptor, write_header_out
+from lukshdrfs.cli.overwriting import Overwritten
 from lukshdrfs.cli.restoring import keep, repair_from, restore
 from lukshdrfs.cli.unlocking import editable_header, header_name, readable_header, unlocked
-from lukshdrfs.errors import DeviceError, HeaderError, InUse, LukshdrfsError, UnsupportedFeature, UsageError
+from lukshdrfs.errors import HeaderError, InUse, LukshdrfsError, UnsupportedFeature, UsageError
 from lukshdrfs.luks import Header, parse_header
 from lukshdrfs.luks.backup import backup_of
 from lukshdrfs.luks.convert import to_luks1, to_luks2
@@ -33,7 +34,7 @@ from lukshdrfs.luks.luks2_edit import set_names
 from lukshdrfs.luks.luks2_format import KEYSLOTS_SIZE, METADATA_SIZE
 from lukshdrfs.luks.shared import choose_payload, exported, shared_payloads
 from lukshdrfs.luks.verify import Finding, verify
-from lukshdrfs.payload import FilePayload, known_signature
+from lukshdrfs.payload import FilePayload
 from lukshdrfs.secret import SecretBytes
 from lukshdrfs.volume import (
     LockedVolume,
@@ -105,6 +106,9 @@ def add_parser(subparsers: Subparsers) -> None:
     parser = add_command(commands, "attach", "write a detached header to the start of its payload")
     _add_target(parser)
     parser.add_argument("--force", action="store_true", help="even if something is recognised there")
+    parser.add_argument(
+        "--keep", metavar="FILE", help="where the copy of a header that is overwritten goes (beside it)"
+    )
     parser.set_defaults(run=_attach)
 
     parser = add_command(commands, "set", "change label, subsystem or UUID")
@@ -247,7 +251,7 @@ def _convert(arguments: argparse.Namespace) -> int:
         header = readable_header(arguments)
         write_header_out(arguments.output, _converted(header, arguments.type, DETACHED_SIZE))
         return 0
-    with editable_header(arguments) as file:
+    with editable_header(arguments, alone=True) as file:
         room = DETACHED_SIZE if file.is_detached else min(DETACHED_SIZE, file.size)
         data = _converted(file.header, arguments.type, room)
         if not file.is_detached:
@@ -320,11 +324,14 @@ def _attach(arguments: argparse.Namespace) -> int:
         raise UsageError(
             f"the data begin at byte {first} of the payload, the header takes {len(header.area)}: no room for it there"
         )
-    found = known_signature(arguments.payload)
-    if found and not arguments.force:
-        raise DeviceError(f"payload {arguments.payload} holds data ({found}); --force overwrites it")
     with FilePayload.open(arguments.payload, read_only=False) as payload:
         LockedVolume(header, payload, detached=False)
+        # all of it, and not its start only: what reaches over the data says that it is another payload
+        overwritten = Overwritten(payload, f"payload {payload.name}")
+        overwritten.refuse(force=arguments.force)
+        overwritten.check_unchanged()
+        overwritten.keep_header(arguments, arguments.payload)
+        overwritten.erase_signatures(payload.write)
         payload.write(memoryview(data[:first]), 0)
         payload.flush()
     return 0

@@ -27,6 +27,7 @@ from lukshdrfs.cli import (
     unmount,
 )
 from lukshdrfs.cli.arguments import Parser, Subparsers, closest, no_command
+from lukshdrfs.cli.missing_header import naming_the_way
 from lukshdrfs.cli.outcome import EndedBySignal, exit_status
 from lukshdrfs.limits import raise_limits
 from lukshdrfs.luks.free_memory import return_freed_memory
@@ -158,4 +159,5 @@ def _open_standard_streams() -> None:
 def _run(words: list[str]) -> int:
     arguments = build_parser().parse_args(words)
     logs.to_terminal(-1 if arguments.quiet else arguments.verbose)
-    return int(arguments.run(arguments))
+    with naming_the_way(arguments):
+        return int(arguments.run(arguments))

@@ -22,6 +22,7 @@ from lukshdrfs.cli.arguments import (
 )
 from lukshdrfs.cli.completeness import warn_of_changed_size
 from lukshdrfs.cli.keyring import token_secrets
+from lukshdrfs.cli.missing_header import naming_the_way
 from lukshdrfs.cli.mount_options import apply_options
 from lukshdrfs.cli.outcome import exit_status
 from lukshdrfs.cli.quantities import number, seconds, size
@@ -48,8 +49,10 @@ from lukshdrfs.payload.nbd import PATIENCE_S
 from lukshdrfs.secret import SecretBytes, become_io_flusher, lock_process_memory
 from lukshdrfs.volume import (
     LockedVolume,
+    PassOver,
     Volume,
     Window,
+    check_raw,
     lock_volume,
     parse_from,
     read_header,
@@ -86,7 +89,12 @@ def add_parser(subparsers: Subparsers) -> None:
     parser.add_argument("-r", "--read-only", action="store_true", help="refuse every write")
     parser.add_argument("-f", "--foreground", action="store_true", help="stay in the foreground")
     parser.add_argument("--name", default="image", help="name of the file in the mounted directory (image)")
-    parser.add_argument("--payload-format", default="raw", metavar="F", help="raw or qcow2; never guessed (raw)")
+    parser.add_argument(
+        "--payload-format", metavar="F", help="raw or qcow2; never guessed: raw, unless the payload looks like an image"
+    )
+    parser.add_argument(
+        "--force", action="store_true", help="even if something else is recognised where the data should be"
+    )
     add_backing_chain(parser)
     parser.add_argument("--cache", default="writeback", metavar="MODE", help=f"{', '.join(CACHE_MODES)} (writeback)")
     parser.add_argument("--workers", type=number, default=16, metavar="N", help="requests served at once (16)")
@@ -128,11 +136,13 @@ def run(arguments: argparse.Namespace) -> int:
     """Carry the command out; return when the image can be read (or, in the foreground, is gone)."""
     arguments.kernel_options = []
     apply_options(arguments, arguments.options, sloppy=arguments.sloppy)
+    arguments.pass_over = PassOver(force=arguments.force, raw=arguments.payload_format == "raw")
+    arguments.payload_format = arguments.payload_format or "raw"
     request = _check(arguments)
     if arguments.foreground:
         return _unlock_and_serve(request, lambda volume: _show_next_steps(request, volume))
     status = run_in_background(
-        lambda ready: exit_status(lambda: _unlock_and_serve(request, lambda _volume: _go_to_background(ready))),
+        lambda ready: exit_status(lambda: _serve_in_background(request, ready)),
         verify=lambda: _read_first_block(request.options.image),
         keep=_given_descriptors(request),
     )
@@ -215,6 +225,11 @@ def _check(arguments: argparse.Namespace) -> _Request:
     return request
 
 
+def _serve_in_background(request: _Request, ready: Callable[[], None]) -> int:
+    with naming_the_way(request.arguments):
+        return _unlock_and_serve(request, lambda _volume: _go_to_background(ready))
+
+
 def _unlock_and_serve(request: _Request, ready: Callable[[Volume], None]) -> int:
     if not become_io_flusher():  # before any thread or program is started that the payload needs
         log.debug("a loop device on the image may have to wait for memory: CAP_SYS_RESOURCE is not there")
@@ -281,6 +296,7 @@ def _unlock(request: _Request) -> tuple[Volume, str | None]:
 
     def lock(named: tuple[str | None, Header]) -> LockedVolume:
         locked = lock_volume(payload, named[1], header_name=named[0], window=window)
+        locked.check_place(arguments.pass_over)
         if request.secrets.volume_key_file is None:
             locked.check_work(arguments.key_slot, kdf_limits(arguments))
         return locked
@@ -294,6 +310,7 @@ def _unlock(request: _Request) -> tuple[Volume, str | None]:
         part = window_of([header for _, header in headers], window) if arguments.header else None
         payload = early or _open_payload(arguments, part)
         early = payload
+        check_raw(payload, arguments.pass_over)
         return _try_secrets(_usable(lock, headers), request)
     except BaseException:
         if early:

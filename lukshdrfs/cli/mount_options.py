@@ -79,6 +79,7 @@ FLAGS = {
     "readonly": ("read_only", True),
     "rw": ("read_only", False),
     "backing-chain": ("backing_chain", True),
+    "force": ("force", True),
     "force-header": ("force_header", True),
     "growable": ("growable", True),
     "lock-on-header-removal": ("lock_on_header_removal", True),

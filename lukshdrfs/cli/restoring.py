@@ -7,7 +7,7 @@ import logging
 import os
 import sys
 from collections.abc import Iterator
-from contextlib import ExitStack, suppress
+from contextlib import suppress
 from itertools import count
 from pathlib import Path
 
@@ -19,13 +19,13 @@ from lukshdrfs.luks import Header
 from lukshdrfs.luks.backup import backup_of
 from lukshdrfs.luks.luks1_format import HEADER_ALIGNMENT
 from lukshdrfs.luks.verify import verify
-from lukshdrfs.payload import known_signature
+from lukshdrfs.payload import names_of
 from lukshdrfs.sectors import round_up
 from lukshdrfs.volume import (
     HeaderFile,
     create_header_file,
     locked_for_writing,
-    open_header,
+    parse_from,
     read_header,
     source_descriptor,
 )
@@ -46,11 +46,11 @@ def restore(arguments: argparse.Namespace, backup: Header, target: str) -> None:
             raise DeviceError(f"{target} is not there")
         create_header_file(Path(target), backup_of(backup))
         return
-    with ExitStack() as stack:
+    with locked_for_writing(target, alone=True) as descriptor:
         try:
-            file = stack.enter_context(open_header(target))
+            file = HeaderFile(descriptor, target, parse_from(descriptor, target))
         except HeaderError as error:
-            _restore_over_damage(arguments, target, backup, error)
+            _restore_over_damage(arguments, HeaderFile(descriptor, target, backup), error)
             return
         _check_pin(arguments, file, file.header)
         _check_same_volume(file, backup, force=arguments.force)
@@ -89,23 +89,22 @@ def _key_size(header: Header) -> int | None:
     return next((slot.key_size for slot in header.keyslots if slot.type == "luks2"), None)
 
 
-def _restore_over_damage(arguments: argparse.Namespace, target: str, backup: Header, error: HeaderError) -> None:
-    """Restore where there is no valid header to compare with."""
-    found = known_signature(target, ignore="crypto_LUKS")
-    if found and not arguments.force:
-        raise DeviceError(f"{target} holds data ({found}) and no valid header; --force overwrites it")
+def _restore_over_damage(arguments: argparse.Namespace, file: HeaderFile, error: HeaderError) -> None:
+    """Restore where there is no valid header to compare with; `file` has the backup for its header."""
+    target, backup = file.name, file.header
     data, first = backup_of(backup)[: len(backup.area)], backup.segments[0].offset
     if not arguments.header and first < len(backup.area):
         raise UsageError(f"the backup is of a detached header; name its place with --header, not {target}")
-    with locked_for_writing(target) as descriptor:
-        file = HeaderFile(descriptor, target, backup)
-        _check_pin(arguments, file, backup)
-        largest = round_up(len(data), HEADER_ALIGNMENT)  # header files of LUKS1 are larger than their backups
-        if file.is_regular and first == 0 and file.size > largest and not arguments.force:
-            raise DeviceError(f"{target} is larger than the header, and no header; --force overwrites its start")
-        log.warning("%s; it is overwritten", error)
-        keep(arguments, target, file.read(len(data)))
-        file.overwrite(data)
+    found = names_of(one for one in file.recognised() if not one.is_luks)
+    if found and not arguments.force:
+        raise DeviceError(f"{target} holds data ({found}) and no valid header; --force overwrites it")
+    _check_pin(arguments, file, backup)
+    largest = round_up(len(data), HEADER_ALIGNMENT)  # header files of LUKS1 are larger than their backups
+    if file.is_regular and first == 0 and file.size > largest and not arguments.force:
+        raise DeviceError(f"{target} is larger than the header, and no header; --force overwrites its start")
+    log.warning("%s; it is overwritten%s", error, f", and so is {found}" if found else "")
+    keep(arguments, target, file.read(len(data)))
+    file.overwrite(data)
 
 
 def keep(arguments: argparse.Namespace, target: str, data: bytes) -> None:

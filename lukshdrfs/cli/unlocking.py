@@ -26,9 +26,13 @@ def header_name(arguments: argparse.Namespace) -> str:
 
 
 @contextmanager
-def editable_header(arguments: argparse.Namespace, *, warn: bool = True) -> Iterator[HeaderFile]:
-    """Open the header for editing. Ask nobody for a secret meanwhile: all others are kept from it."""
-    with open_header(header_name(arguments), pin(arguments), warn=warn) as header:
+def editable_header(arguments: argparse.Namespace, *, warn: bool = True, alone: bool = False) -> Iterator[HeaderFile]:
+    """
+    Open the header for editing. Ask nobody for a secret meanwhile: all others are kept from it.
+
+    With `alone`, the place must not be in use, not even by a volume whose header it is.
+    """
+    with open_header(header_name(arguments), pin(arguments), warn=warn, alone=alone) as header:
         yield header
 
 

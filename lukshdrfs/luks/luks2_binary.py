@@ -14,7 +14,7 @@ from dataclasses import dataclass
 
 from cryptography.hazmat.primitives.hashes import Hash
 
-from lukshdrfs.errors import HeaderError, UnsupportedFeature
+from lukshdrfs.errors import HeaderError, NoHeader, UnsupportedFeature
 from lukshdrfs.luks import strict_json as sj
 from lukshdrfs.luks.hashes import find_hash
 from lukshdrfs.luks.luks2_check import BINARY_SIZE, METADATA_SIZES, check_metadata, requirements
@@ -242,7 +242,7 @@ def read_copies(data: bytes) -> Copies:
     Raises HeaderError if there is nothing of a header.
     """
     if not _has_magic(data):
-        raise HeaderError("there is no LUKS header in it (a detached one is named with --header)")
+        raise NoHeader("there is no LUKS header in it")
     primary: MetadataCopy | None = None
     secondary: MetadataCopy | None = None
     problems = []

@@ -7,20 +7,24 @@ from lukshdrfs.payload.file import FilePayload
 from lukshdrfs.payload.formats import check_format, create_image, is_plain, open_indirect
 from lukshdrfs.payload.nbd import NbdPayload
 from lukshdrfs.payload.new_file import new_payload_file
-from lukshdrfs.payload.signatures import known_signature, known_signature_of
+from lukshdrfs.payload.signatures import DescriptorSource, Signature, erase, known_signature_of, names_of, recognise
 
 __all__ = [
+    "DescriptorSource",
     "EnginePayload",
     "FilePayload",
     "NbdPayload",
     "Payload",
     "PayloadFunctions",
+    "Signature",
     "check_format",
     "create_image",
+    "erase",
     "is_network",
     "is_plain",
-    "known_signature",
     "known_signature_of",
+    "names_of",
     "new_payload_file",
     "open_indirect",
+    "recognise",
 ]

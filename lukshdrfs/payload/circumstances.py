@@ -11,7 +11,7 @@ from pathlib import Path
 from lukshdrfs.errors import LukshdrfsError
 from lukshdrfs.payload.examination import Finding
 from lukshdrfs.payload.file import FilePayload
-from lukshdrfs.payload.signatures import Magic, known_magics
+from lukshdrfs.payload.magics import Magic, known_magics
 
 _SECTOR = 512
 _MIB = 1 << 20

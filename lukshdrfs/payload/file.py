@@ -16,6 +16,7 @@ from lukshdrfs.errors import DeviceError, InUse, PayloadError, ReadOnlyError
 from lukshdrfs.payload._file_writes import ffi, lib
 from lukshdrfs.payload.base import PayloadFunctions
 from lukshdrfs.payload.image_locks import lock_image
+from lukshdrfs.payload.in_use import check_unused
 from lukshdrfs.payload.loop_devices import UnknownBacking, backings
 
 log = logging.getLogger(__name__)
@@ -74,9 +75,13 @@ class FilePayload:
         descriptor = _open(name, flags)
         with contextlib.ExitStack() as opened:
             opened.callback(os.close, descriptor)
+            if stat.S_IFMT(os.fstat(descriptor).st_mode) != stat.S_IFMT(mode):
+                raise InUse(f"payload {name} is being replaced by another program")
             if stat.S_ISBLK(mode) and not read_only:
                 check_writable_device(descriptor, name)
             locks = _lock_everywhere(descriptor, name, opened, writable=not read_only, window=window) if locked else []
+            if not read_only and not flags & os.O_EXCL:
+                check_unused(descriptor, f"payload {name}", window)
             payload = cls(
                 descriptor, name, read_only=read_only, write_through=write_through, preserve_times=preserve_times
             )

@@ -1,108 +1,180 @@
 """
-What is recognisable on a file or device: libblkid's opinion, by its program.
+What is recognised on a payload, or on the place where a header goes: libblkid's opinion and our own list, as one list.
 
-The list of our own is of what libblkid does not look for: images of virtual machines, archives, encrypted files. Random
-bytes have one of them less than once in ten million times.
+Whoever is about to write asks here, about the bytes that would be lost. Ciphertext is taken for something less than
+once in ten million times. libblkid alone would be wrong once in 20,000 times: for an HFS+ two bytes are enough to it,
+and for an ext4 little more. So a short magic counts only in a sector that cannot be random bytes.
 """
 
 from __future__ import annotations
 
+import errno
 import os
-import shutil
-import subprocess
-from collections.abc import Callable, Iterable, Iterator
+import stat
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
-from lukshdrfs.environment import for_children
-from lukshdrfs.errors import DeviceError
-from lukshdrfs.payload.base import Payload
+from lukshdrfs.errors import PayloadError
+from lukshdrfs.payload.blkid import Probed, probe
+from lukshdrfs.payload.magics import AT_A_DISTANCE, FILE_FORMATS, LUKS_HEADERS, Kind, Source, known_magics
 
-FOUND_NOTHING = 2  # blkid(8), "EXIT STATUS"
+_SHORT = 4
+"""Bytes below which a magic is short."""
+_CHECKED_BY_MORE = {"dos", "vfat"}
+"""Types with short magics of which libblkid checks so much else that random bytes never have it."""
+_SECTOR = 512
+_LEAST_VALUES = 179
+"""Different values of 512 random bytes: fewer once in 3e18 times, see block_scan.py."""
 
 _END = 1 << 20
 """Bytes at both ends that have all the superblocks and partition tables that libblkid looks for, but rare ones."""
+_MOST_ROUNDS = 16
+
+LUKS_NAMES = {"crypto_LUKS", *(magic.what for magic in LUKS_HEADERS)}
 
 
-def known_signature(name: str, *, ignore: str = "", pass_descriptor: int | None = None) -> str:
+@dataclass(frozen=True, slots=True)
+class Signature:
+    """Something that is recognised."""
+
+    name: str
+    """libblkid's type (`ext4`, `gpt`, `LVM2_member`), or what our list calls it (`a qcow2 image`)."""
+    kind: Kind
+    offset: int
+    """Where its magic is, in bytes from the start of the payload."""
+    size: int
+    """Bytes of the magic; 0 where that is not known."""
+    by_libblkid: bool = False
+    """Whose opinion it is."""
+
+    @property
+    def is_luks(self) -> bool:
+        """Whether it is of a LUKS header."""
+        return self.name in LUKS_NAMES
+
+
+def recognise(
+    source: Source, start: int = 0, size: int | None = None, *, thorough: bool = False
+) -> tuple[Signature, ...]:
     """
-    Return what is on a file or device (`ext4`, `gpt`, `LVM2_member`, …), empty if nothing is recognised.
+    Return everything that is recognised in a part of a source: `size` bytes from byte `start` on, all if left out.
 
-    `ignore` is a superblock type that does not count; `pass_descriptor` is open in blkid, too.
-    Raises DeviceError if blkid is not installed.
+    With `thorough`, what is damaged counts too, such as a GPT of which only the backup is left; that is for places that
+    are about to be overwritten as a whole. Raises PayloadError if it cannot be read, DeviceError without libblkid.
     """
-    # ordinary users of Debian have no sbin in their PATH
-    blkid = shutil.which("blkid", path=f"{os.environ.get('PATH', os.defpath)}:/usr/sbin:/sbin")
-    if blkid is None:
-        raise DeviceError("blkid is not installed, by which existing data is recognised; install util-linux")
-    command = [blkid, "--probe", "--output", "export"]
-    if ignore:
-        command += ["--match-types", f"no{ignore}"]
-    passed = () if pass_descriptor is None else (pass_descriptor,)
-    probe = subprocess.run(
-        [*command, "--", name], capture_output=True, text=True, check=False, pass_fds=passed, env=for_children()
-    )
-    if probe.returncode == FOUND_NOTHING:
-        return ""
-    fields = dict(line.split("=", 1) for line in probe.stdout.splitlines() if "=" in line)
-    return fields.get("TYPE") or fields.get("PTTYPE") or "data of more than one kind"
+    size = source.size - start if size is None else size
+    if size <= 0:
+        return ()
+    descriptor: int | None = getattr(source, "descriptor", None)
+    if descriptor is not None:
+        probed = probe(descriptor, start, size, thorough=thorough)
+    else:
+        probed = _probe_copy(source, start, size, thorough=thorough)
+    types = {one.type for one in probed}
+    distant = [magic for magic in AT_A_DISTANCE if magic.what not in types]
+    magics = known_magics(source, (*LUKS_HEADERS, *FILE_FORMATS, *distant), start, size)
+    found = [
+        Signature(one.type, "table" if one.is_table else "content", one.offset, len(one.magic), by_libblkid=True)
+        for one in probed
+        if _counts(source, one, start, size)
+    ]
+    return (*found, *(Signature(magic.what, magic.kind, place, len(magic.magic)) for place, magic in magics))
 
 
-def known_signature_of(size: int, read_into: Callable[[memoryview, int], object]) -> str:
-    """
-    Return what is on something without a path: its size in bytes, and a function that fills a buffer from an offset on.
-
-    libblkid looks at a copy of both ends, in memory that is gone afterwards.
-    """
+def _probe_copy(source: Source, start: int, size: int, *, thorough: bool) -> list[Probed]:
+    """Let libblkid look at a copy of both ends, in memory that is gone afterwards, of what has no descriptor."""
     copy = os.memfd_create("ends", os.MFD_CLOEXEC)
     try:
         os.truncate(copy, size)
         for offset in {0, max(0, size - _END)}:
             piece = bytearray(min(_END, size))
-            read_into(memoryview(piece), offset)
+            source.read_into(memoryview(piece), start + offset)
             os.pwrite(copy, piece, offset)
-        return known_signature(f"/proc/self/fd/{copy}", pass_descriptor=copy)
+        probed = probe(copy, 0, size, thorough=thorough)
     finally:
         os.close(copy)
+    return [Probed(one.type, one.is_table, start + one.offset, one.magic) for one in probed]
 
 
-@dataclass(frozen=True, slots=True)
-class Magic:
-    """Bytes at a place by which something is known."""
-
-    what: str
-    magic: bytes
-    offsets: tuple[int, ...] = (0,)
-    """Where they can be, in bytes; negative ones count from the end."""
-
-    def places(self, payload: Payload) -> Iterator[int]:
-        """Yield the offsets, in bytes from the start, where the payload has them. Raises PayloadError."""
-        for offset in self.offsets:
-            start = offset if offset >= 0 else payload.size + offset
-            if start < 0 or start + len(self.magic) > payload.size:
-                continue
-            found = bytearray(len(self.magic))
-            payload.read_into(memoryview(found), start)
-            if found == self.magic:
-                yield start
+def _counts(source: Source, probed: Probed, start: int, size: int) -> bool:
+    """Whether there is more to it than two bytes that random data have now and then."""
+    if not 0 < len(probed.magic) < _SHORT or probed.type in _CHECKED_BY_MORE:
+        return True
+    sector = probed.offset - (probed.offset - start) % _SECTOR
+    data = bytearray(min(_SECTOR, start + size - sector))
+    source.read_into(memoryview(data), sector)
+    return len(set(data)) < _LEAST_VALUES
 
 
-FILE_FORMATS = (
-    Magic("a qcow2 image", b"QFI\xfb"),  # QEMU, docs/interop/qcow2.txt
-    Magic("a VMDK image", b"KDMV"),
-    Magic("a VDI image", b"\x7f\x10\xda\xbe", (64,)),
-    Magic("a VHDX image", b"vhdxfile"),
-    Magic("a VHD image", b"conectix", (0, -512)),
-    Magic("gzip data", b"\x1f\x8b\x08"),  # RFC 1952, section 2.3
-    Magic("xz data", b"\xfd7zXZ\x00"),
-    Magic("zstd data", b"\x28\xb5\x2f\xfd"),  # RFC 8878, section 3.1.1
-    Magic("a zip archive", b"PK\x03\x04"),
-    Magic("a 7z archive", b"7z\xbc\xaf\x27\x1c"),
-    Magic("a file of 'openssl enc'", b"Salted__"),
-    Magic("a file of age", b"age-encryption.org/"),
-)
-"""What libblkid does not look for; where no source is named, file(1) knows them by the same bytes."""
+def names_of(signatures: Iterable[Signature]) -> str:
+    """Return what they are, for a message; of the several signatures of a LUKS header or a GPT, one."""
+    names = list(dict.fromkeys(signature.name for signature in signatures))
+    if "gpt" in names and "PMBR" in names:
+        names.remove("PMBR")
+    luks = [name for name in names if name in LUKS_NAMES]
+    return ", ".join(name for name in names if name not in luks[1:])
 
 
-def known_magics(payload: Payload, magics: Iterable[Magic]) -> list[tuple[int, Magic]]:
-    """Return which of these the payload has, and where (bytes). Raises PayloadError if it cannot be read."""
-    return [(place, magic) for magic in magics for place in magic.places(payload)]
+def erase(source: Source, write: Callable[[memoryview, int], object], start: int = 0, size: int | None = None) -> None:
+    """
+    Overwrite with zeros whatever magic is recognised in a part of a source, backups included; `write` takes an offset.
+
+    The content stays, for whoever looks for it without a signature. Raises PayloadError, and what `write` raises.
+    """
+    for _ in range(_MOST_ROUNDS):
+        found = [signature for signature in recognise(source, start, size, thorough=True) if signature.size]
+        if not found:
+            return
+        for signature in found:
+            write(memoryview(bytes(signature.size)), signature.offset)
+
+
+class DescriptorSource:
+    """An open file or block device, wherever it is kept."""
+
+    def __init__(self, descriptor: int) -> None:
+        """Look through a descriptor, which stays the caller's."""
+        self.descriptor = descriptor
+        """As of Payload."""
+
+    @staticmethod
+    def fits(descriptor: int) -> bool:
+        """Whether it is something that has bytes at offsets."""
+        mode = os.fstat(descriptor).st_mode
+        return stat.S_ISREG(mode) or stat.S_ISBLK(mode)
+
+    @property
+    def size(self) -> int:
+        """See Source."""
+        return os.lseek(self.descriptor, 0, os.SEEK_END)
+
+    def read_into(self, buffer: memoryview, offset: int) -> None:
+        """See Source. Raises PayloadError."""
+        done = 0
+        while done < len(buffer):
+            try:
+                count = os.preadv(self.descriptor, [buffer[done:]], offset + done)
+            except OSError as error:
+                raise PayloadError(
+                    f"reading at byte {offset + done}: {os.strerror(error.errno or errno.EIO)}",
+                    error.errno or errno.EIO,
+                ) from None
+            if count == 0:
+                raise PayloadError(f"it ends at byte {offset + done}")
+            done += count
+
+
+class _Function:
+    """A source by a function that fills a buffer from an offset on."""
+
+    def __init__(self, size: int, read_into: Callable[[memoryview, int], object]) -> None:
+        self.size = size
+        self._read_into = read_into
+
+    def read_into(self, buffer: memoryview, offset: int) -> None:
+        self._read_into(buffer, offset)
+
+
+def known_signature_of(size: int, read_into: Callable[[memoryview, int], object]) -> str:
+    """Return what is on something by its size in bytes and a function that fills a buffer; empty if nothing is."""
+    return names_of(recognise(_Function(size, read_into)))

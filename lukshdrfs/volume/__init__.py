@@ -8,7 +8,7 @@ from lukshdrfs.volume.header_repair import repair_header
 from lukshdrfs.volume.header_source import HeaderPin, parse_from, read_header, source_descriptor
 from lukshdrfs.volume.new_header_file import create_header_file, replace_header_file
 from lukshdrfs.volume.opening import LockedVolume, Window, check_usable, lock_volume, open_volume, window_of
-from lukshdrfs.volume.recognition import plaintext_signature
+from lukshdrfs.volume.recognition import PassOver, check_raw, plaintext_signature
 from lukshdrfs.volume.volume import Volume
 from lukshdrfs.volume.wipe import fill_with_random
 from lukshdrfs.volume.writing import sync_descriptor, write_all
@@ -21,8 +21,10 @@ __all__ = [
     "HeaderPin",
     "HeaderPresence",
     "LockedVolume",
+    "PassOver",
     "Volume",
     "Window",
+    "check_raw",
     "check_usable",
     "create_header_file",
     "fill_with_random",

@@ -13,8 +13,10 @@ from lukshdrfs.errors import DeviceError, HeaderError, InUse, PayloadError
 from lukshdrfs.luks import Header
 from lukshdrfs.luks.edit import HeaderEdit, Write
 from lukshdrfs.luks.free_memory import require_memory
+from lukshdrfs.payload import DescriptorSource, Signature, recognise
 from lukshdrfs.volume.header_lock import header_lock
 from lukshdrfs.volume.header_source import HeaderPin, parse_from, source_descriptor
+from lukshdrfs.volume.holding import hold_alone
 from lukshdrfs.volume.new_header_file import replace_header_file
 from lukshdrfs.volume.writable import check_writable_device, not_writable
 from lukshdrfs.volume.writing import sync_descriptor, write_all
@@ -64,6 +66,10 @@ class HeaderFile:
         while len(data) < size and (piece := os.pread(self._descriptor, size - len(data), len(data))):
             data += piece
         return data
+
+    def recognised(self) -> tuple[Signature, ...]:
+        """Return what is recognised there, LUKS headers included; damaged things, too."""
+        return recognise(DescriptorSource(self._descriptor), thorough=True)
 
     def replace(self, data: bytes) -> None:
         """
@@ -133,25 +139,30 @@ def _undisturbed() -> Iterator[None]:
 
 @contextmanager
 def open_header(
-    name: str, pin: HeaderPin | None = None, *, overwritten: bool = False, warn: bool = True
+    name: str, pin: HeaderPin | None = None, *, overwritten: bool = False, warn: bool = True, alone: bool = False
 ) -> Iterator[HeaderFile]:
     """
     Open a header for editing and keep every other program from it: cryptsetup's lock.
 
     Raises DeviceError if it cannot be opened for writing, InUse if it is locked, HeaderError if it is not valid or
-    not the pinned one. `overwritten` and `warn` as in `parse_from`.
+    not the pinned one. `overwritten` and `warn` as in `parse_from`, `alone` as in `locked_for_writing`.
     """
-    with locked_for_writing(name) as descriptor:
+    with locked_for_writing(name, alone=alone) as descriptor:
         yield HeaderFile(descriptor, name, parse_from(descriptor, name, pin, overwritten=overwritten, warn=warn))
 
 
 @contextmanager
-def locked_for_writing(name: str) -> Iterator[int]:
-    """Yield a descriptor of the place where a header is, or is to be, under the lock; otherwise as `open_header`."""
+def locked_for_writing(name: str, *, alone: bool = False) -> Iterator[int]:
+    """
+    Yield a descriptor of the place where a header is, or is to be, under the lock; otherwise as `open_header`.
+
+    With `alone`, nobody may use the place for anything, mounted volumes whose header it is included, and nobody can
+    begin to until it is written: `hold_alone`.
+    """
     if source_descriptor(name) is not None:
         raise DeviceError(f"header {name}: only a file or device can be changed; name it by its path")
     for _ in range(_ATTEMPTS):
-        descriptor = open_for_writing(name, "header")
+        descriptor = open_for_writing(name, "header", alone=alone)
         try:
             check_writable_device(descriptor, name, f"header {name}")
             with header_lock(descriptor, name, exclusive=True):
@@ -163,8 +174,10 @@ def locked_for_writing(name: str) -> Iterator[int]:
     raise InUse(f"header {name} is being replaced by another program all the time")
 
 
-def open_for_writing(name: str, what: str) -> int:
-    """Return a descriptor of an existing file or device. Raises DeviceError."""
+def open_for_writing(name: str, what: str, *, alone: bool = False) -> int:
+    """Return a descriptor of an existing file or device. Raises DeviceError, and with `alone` InUse."""
+    if alone:
+        return hold_alone(name, what, os.O_RDWR)
     try:
         descriptor = os.open(name, os.O_RDWR)
     except OSError as error:

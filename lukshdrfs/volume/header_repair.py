@@ -20,7 +20,7 @@ def repair_header(name: str, *, force: bool = False) -> tuple[str, ...]:
     With `force`, a header in whose place something else is recognised is repaired too. Raises HeaderError if it is
     beyond repair, DeviceError if it cannot be written, InUse if another program is editing it.
     """
-    with locked_for_writing(name) as descriptor:
+    with locked_for_writing(name, alone=True) as descriptor:
         prefix = os.pread(descriptor, PREFIX_SIZE, 0)
         if is_luks1(prefix):
             return _repair_luks1(descriptor, name, prefix)

@@ -13,10 +13,12 @@ from collections.abc import Callable
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
 
-from lukshdrfs.errors import DeviceError, HeaderError
+from lukshdrfs.errors import DeviceError, HeaderError, LukshdrfsError, NoHeader
 from lukshdrfs.luks import MAX_EXTENT, PREFIX_SIZE, Header, header_extent, made_sense_of, parse_header
 from lukshdrfs.luks.free_memory import require_memory
-from lukshdrfs.payload import NbdPayload, Payload, is_network, known_signature
+from lukshdrfs.payload import DescriptorSource, NbdPayload, Payload, is_network, names_of, recognise
+from lukshdrfs.payload.magics import SourceBytes
+from lukshdrfs.payload.openers import way_to_open
 from lukshdrfs.volume.header_lock import header_lock
 
 log = logging.getLogger(__name__)
@@ -94,7 +96,10 @@ def parse_from(
     With `overwritten`, a damaged header is taken even if there are signs of somebody else's use of the place.
     """
     pin = pin or HeaderPin()
-    data, size = _read(source, name, whole=bool(pin.sha256), forced=forced)
+    try:
+        data, size = _read(source, name, whole=bool(pin.sha256), forced=forced)
+    except NoHeader:
+        raise _no_header(source, name, b"") from None
     if pin.sha256:
         pin.check_bytes(data, name)
     if forced:
@@ -109,7 +114,9 @@ def parse_from(
             and isinstance(source, int)
             and source_descriptor(name) is None
         ):
-            _refuse_overwritten(name)
+            _refuse_overwritten(source, len(data))
+    except NoHeader:
+        raise _no_header(source, name, data) from None
     except HeaderError as error:
         raise type(error)(f"header {name}: {error}") from None
     pin.check_uuid(header, name)
@@ -118,16 +125,40 @@ def parse_from(
     return header if len(header.area) == len(data) else replace(header, area=bytes(header.area))
 
 
-def _refuse_overwritten(name: str) -> None:
+def _no_header(source: int | Payload, name: str, data: bytes) -> NoHeader:
+    """Return the error for a place without a LUKS header: it says what is there instead, as far as that is known."""
+    message = f"header {name}: there is no LUKS header in it"
+    try:
+        if not isinstance(source, int):
+            found = recognise(source)
+        elif DescriptorSource.fits(source):
+            found = recognise(DescriptorSource(source))
+        else:
+            found = recognise(SourceBytes(data))
+    except LukshdrfsError as error:
+        log.debug("what is there cannot be told: %s", error)
+        found = ()
+    if not found:
+        return NoHeader(message)
+    way, names = way_to_open(found), names_of(found)
+    return NoHeader(f"{message}, but {names}{f'; {way}' if way else ''}", names)
+
+
+def _refuse_overwritten(descriptor: int, header_size: int) -> None:
     """
     Raise HeaderError if a damaged header has something else's signature in it.
 
     Somebody made another use of the place then, and what is left of the header is not the truth of today.
     cryptsetup asks libblkid likewise (lib/luks2/luks2_disk_metadata.c, `detect_device_signatures`).
     """
-    found = known_signature(name, ignore="crypto_LUKS")
+    found = [
+        signature
+        for signature in recognise(DescriptorSource(descriptor))
+        # of what is at the end, libblkid's opinion counts, as it does to cryptsetup
+        if not signature.is_luks and (signature.by_libblkid or signature.offset < header_size)
+    ]
     if found:
-        raise HeaderError(f"it is damaged, and {found} is there too: it has been overwritten")
+        raise HeaderError(f"it is damaged, and {names_of(found)} is there too: it has been overwritten")
 
 
 def source_descriptor(name: str) -> int | None:
@@ -203,7 +234,7 @@ def _read_start(read: Callable[[int], bytes], size: int, name: str, *, whole: bo
     try:
         wanted = size if whole else min(size, header_extent(prefix))
     except HeaderError as error:
-        raise HeaderError(f"header {name}: {error}") from None
+        raise type(error)(f"header {name}: {error}") from None
     if wanted > MAX_EXTENT:
         raise HeaderError(f"header {name} is larger than {MAX_EXTENT} bytes, which no header is")
     require_memory(f"header {name}", _COPIES * wanted // 1024)

@@ -21,6 +21,7 @@ from lukshdrfs.secret import SecretBytes
 from lukshdrfs.sectors import round_down
 from lukshdrfs.volume.extent import Extent
 from lukshdrfs.volume.header_source import HeaderPin, read_header, source_descriptor
+from lukshdrfs.volume.recognition import Claim, PassOver, check_place, check_raw
 from lukshdrfs.volume.volume import Volume
 
 log = logging.getLogger(__name__)
@@ -53,6 +54,9 @@ class LockedVolume:
     header_name: str | None = None
     """Where the detached header came from; None if it is attached, or was made here."""
 
+    beside_data: bool = False
+    """Whether that is the payload's own file."""
+
     def __init__(self, header: Header, payload: Payload, *, detached: bool, window: Window | None = None) -> None:
         """
         Check that the header can be used, and that it fits the payload.
@@ -67,6 +71,7 @@ class LockedVolume:
             raise UsageError("this is a header without data; name it with --header, and the payload beside it")
         if not detached and overlaps_header(header):
             raise HeaderError("a segment lies over the header itself")
+        self._claim: Claim | None = None
         self._placed = _place(header, payload.size, window or Window())
 
     @property
@@ -79,6 +84,14 @@ class LockedVolume:
         segments = (placed.segment for placed in self._placed if placed.segment.type == "crypt")
         digests = {digest.id: digest for digest in (_digest_of(self.header, segment) for segment in segments)}
         check_work_to_unlock(self.header, digests.values(), keyslot, limits or KdfLimits())
+
+    def check_place(self, pass_over: PassOver) -> None:
+        """Raise DeviceError if there is plainly something else where the volume's data should be; see `check_place`."""
+        parts = tuple((part.payload_offset, part.size) for part in self._placed if part.segment.type == "crypt")
+        self._claim = Claim(self.header.uuid, self.header_name is not None, self.beside_data, parts)
+        check_place(self.payload, self._claim, pass_over)
+        if pass_over.force or self.payload.read_only:
+            self._claim = None  # there is nothing to see later that would matter
 
     def unlock(self, passphrase: SecretBytes, keyslot: int | None = None, limits: KdfLimits | None = None) -> Volume:
         """Return the volume that a passphrase opens. Raises what `lukshdrfs.luks.unlock` raises."""
@@ -109,7 +122,18 @@ class LockedVolume:
         finally:
             for key in keys.values():
                 key.wipe()
+        self._look_again(ciphers)
         return Volume(self.payload, [self._extent(placed, ciphers) for placed in self._placed], self._properties())
+
+    def _look_again(self, ciphers: Mapping[int, SectorCipher]) -> None:
+        """Raise DeviceError if there is something else on the payload since somebody was asked for the secret."""
+        try:
+            if self._claim is not None:
+                check_place(self.payload, self._claim, PassOver())
+        except BaseException:
+            for cipher in ciphers.values():
+                cipher.close()
+            raise
 
     @staticmethod
     def _extent(placed: _Placed, ciphers: Mapping[int, SectorCipher]) -> Extent:
@@ -160,7 +184,10 @@ def check_usable(header: Header) -> None:
     """
     if header.requirements:
         names = ", ".join(header.requirements)
-        raise UnsupportedFeature(f"the header requires {names}, which is not supported; only 'info' reads it")
+        raise UnsupportedFeature(
+            f"the header requires {names}, which is not supported: its data and keyslots are not touched; 'info', "
+            "'header verify' and 'header backup' work"
+        )
     for segment in header.segments:
         where = f"segment {segment.id}"
         if segment.type not in ("crypt", "linear"):
@@ -263,6 +290,7 @@ def open_volume(
     size: int | None = None,
     pin: HeaderPin | None = None,
     limits: KdfLimits | None = None,
+    force: bool = False,
 ) -> Volume:
     """
     Open the volume that a payload and its header make, without FUSE.
@@ -270,7 +298,8 @@ def open_volume(
     `payload` is a path or the address of an NBD export; `header` is either, or `fd:N` or `-`; left out, the header is
     at the start of the payload. Either `passphrase` (the exact bytes; a key file's content is one) or `volume_key` is
     needed. `keyslot` is the only one to try. `offset` and `size` (bytes) say where on the payload the data are if the
-    header does not. The header is read once and never written.
+    header does not. The header is read once and never written. A payload on which something else is recognised is
+    refused if it would be written to, or is an image or archive; `force` takes it all the same.
 
     Raises a LukshdrfsError: WrongKey, NoUsableKeyslot, HeaderError, UnsupportedFeature, DeviceError, InUse,
     OutOfMemory or UsageError.
@@ -286,9 +315,11 @@ def open_volume(
     else:
         opened = open_indirect(os.fspath(payload), "raw", read_only=read_only)
     try:
+        check_raw(opened, PassOver(force=force))
         locked = lock_volume(
             opened, parsed, header_name=None if header is None else os.fspath(header), window=Window(offset, size)
         )
+        locked.check_place(PassOver(force=force))
         with SecretBytes.copy_of(secret) as locked_secret:
             if passphrase is None:
                 return locked.unlock_with_volume_key(locked_secret, limits)
@@ -307,13 +338,14 @@ def lock_volume(
     `header_name` is where a detached header came from, None if it is attached.
     Raises what LockedVolume raises, and UsageError if header and payload are one file.
     """
-    if header_name is not None and _is_file(header_name, payload) and overlaps_header(header):
+    beside_data = header_name is not None and _is_file(header_name, payload)
+    if beside_data and overlaps_header(header):
         raise UsageError(f"header and payload are the same file: {header_name}")
     try:
         locked = LockedVolume(header, payload, detached=header_name is not None, window=window)
     except DeviceError as error:
         raise DeviceError(f"payload {payload.name}: {error}") from None
-    locked.header_name = header_name
+    locked.header_name, locked.beside_data = header_name, beside_data
     return locked
 
 

@@ -185,7 +185,7 @@ def test_the_map(random_file: Path, tmp_path: Path) -> None:
     assert random_file.read_bytes() == before
 
 
-@pytest.mark.parametrize("size", [0, 1, 511, 4095, 4096, 65537])
+@pytest.mark.parametrize("size", [512, 4095, 4096, 65537])
 def test_small_ones(size: int, tmp_path: Path) -> None:
     """Too little to judge is random, and that is said."""
     path = tmp_path / "payload"
@@ -193,6 +193,17 @@ def test_small_ones(size: int, tmp_path: Path) -> None:
     document = check(path)
     assert document["verdict"] == "random"
     assert any("too few" in finding["text"] for finding in document["findings"]) == (size < 4096)
+
+
+@pytest.mark.parametrize("size", [0, 1, 511])
+def test_less_than_a_sector_is_no_payload(size: int, tmp_path: Path) -> None:
+    """Nothing can be said of it, and certainly not that it is random: exit status 4, and one line that names it."""
+    path = tmp_path / "payload"
+    path.write_bytes(os.urandom(size))
+    done = lukshdrfs("check", path)
+    assert (done.returncode, done.stdout) == (4, "")
+    assert len(done.stderr.splitlines()) == 1
+    assert str(path) in done.stderr
 
 
 @pytest.mark.parametrize("name", ["missing", ".", "/dev/null"])
