@@ -9,6 +9,7 @@ import stat
 from lukshdrfs.errors import DeviceError, InUse
 from lukshdrfs.payload.image_locks import lock_image
 from lukshdrfs.payload.in_use import check_unused
+from lukshdrfs.volume.writable import check_writable_device, not_writable
 
 
 def hold_alone(name: str, what: str, access: int = os.O_RDWR) -> int:
@@ -26,6 +27,8 @@ def hold_alone(name: str, what: str, access: int = os.O_RDWR) -> int:
         raise _failure(name, what, error) from None
     try:
         _check_alone(descriptor, name, what, exclusive=bool(exclusive))
+        if access == os.O_RDWR:
+            check_writable_device(descriptor, name, f"{what} {name}")
     except BaseException:
         os.close(descriptor)
         raise
@@ -53,7 +56,4 @@ def _is_block_device(name: str) -> bool:
 def _failure(name: str, what: str, error: OSError) -> DeviceError | InUse:
     if error.errno == errno.EBUSY:
         return InUse(f"{what} {name} is in use: it is mounted, or another program has it to itself")
-    reason = os.strerror(error.errno or 0)
-    if error.errno in (errno.EACCES, errno.EROFS, errno.EPERM, errno.ETXTBSY) and os.access(name, os.R_OK):
-        return DeviceError(f"{what} {name} cannot be written to: {reason}")
-    return DeviceError(f"{what} {name}: {reason}")
+    return not_writable(name, f"{what} {name}", error)
