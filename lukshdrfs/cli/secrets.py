@@ -274,15 +274,23 @@ def _nothing_comes_in() -> bool:
         return False
 
 
+_NO_ANSWER = f"{_ASK_PASSWORD} got no answer; name the key with --key-file"
+
+
 def _ask_agent(prompt: str) -> SecretBytes:
     """Ask by systemd-ask-password: whoever answers, at boot, on the desktop or on the wall, we get one line."""
     command = [_ASK_PASSWORD, "--no-tty", "--icon=drive-harddisk", "--id=lukshdrfs", printable(prompt).strip(" :")]
     with subprocess.Popen(command, stdout=subprocess.PIPE, stdin=subprocess.DEVNULL, env=for_children()) as agent:
         assert agent.stdout is not None
-        secret = _read_line(f"fd:{agent.stdout.fileno()}", _ASK_PASSWORD)
+        try:
+            secret = _read_line(f"fd:{agent.stdout.fileno()}", _ASK_PASSWORD, described=_ASK_PASSWORD)
+        except UsageError:
+            if agent.wait() != 0:  # nothing came, for nobody answered
+                raise DeviceError(_NO_ANSWER) from None
+            raise
     if agent.returncode != 0:
         secret.wipe()
-        raise DeviceError(f"{_ASK_PASSWORD} got no answer; name the key with --key-file")
+        raise DeviceError(_NO_ANSWER)
     return secret
 
 

@@ -23,8 +23,9 @@ class Terminal:
         self._answered = 0
         # setsid makes the terminal the controlling one, as a login does
         self.process = subprocess.Popen(
-            [program("setsid"), "--ctty", "--wait", *command], stdin=slave, stdout=slave, stderr=slave
-        )
+            [program("setsid"), "--ctty", "--wait", *command], stdin=slave, stdout=slave, stderr=slave,
+            env={**os.environ, "TERM": "xterm"},  # whatever the tests themselves are started from
+        )  # fmt: skip
         os.close(slave)
 
     def __enter__(self) -> Self:
