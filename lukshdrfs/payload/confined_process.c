@@ -32,6 +32,14 @@
 #define __NR_landlock_add_rule 445
 #define __NR_landlock_restrict_self 446
 #endif
+/* Newer than some distributions' headers; the same numbers on all architectures. */
+#ifndef __NR_fchmodat2
+#define __NR_fchmodat2 452
+#endif
+#ifndef __NR_setxattrat
+#define __NR_setxattrat 463
+#define __NR_removexattrat 466
+#endif
 #ifndef __NR_close_range
 #define __NR_close_range 436
 #endif
@@ -136,7 +144,7 @@ static int restrict_files(const struct confined_process *wanted) {
 
 /* Refuse what would reach something that is no file (servers, other processes, keys), and what changes a file by its
  * name without opening it, which Landlock does not look at (truncating: before version 3). */
-static int restrict_calls(void) {
+static int restrict_calls(int allow_io_uring) {
 #ifdef ARCHITECTURE
 #define LOAD(field) BPF_STMT(BPF_LD | BPF_W | BPF_ABS, offsetof(struct seccomp_data, field))
 #define REFUSED BPF_STMT(BPF_RET | BPF_K, SECCOMP_RET_ERRNO | EACCES)
@@ -155,7 +163,9 @@ static int restrict_calls(void) {
         REFUSE(keyctl), REFUSE(bpf), REFUSE(perf_event_open), REFUSE(userfaultfd), REFUSE(mount), REFUSE(umount2),
         REFUSE(unshare), REFUSE(setns), REFUSE(chroot), REFUSE(pivot_root), REFUSE(truncate), REFUSE(fchmod),
         REFUSE(fchmodat), REFUSE(fchown), REFUSE(fchownat), REFUSE(setxattr), REFUSE(lsetxattr), REFUSE(fsetxattr),
-        REFUSE(removexattr), REFUSE(lremovexattr), REFUSE(utimensat),
+        REFUSE(removexattr), REFUSE(lremovexattr), REFUSE(fremovexattr), REFUSE(utimensat), REFUSE(tkill),
+        REFUSE(rt_sigqueueinfo), REFUSE(rt_tgsigqueueinfo), REFUSE(pidfd_send_signal), REFUSE(fchmodat2),
+        REFUSE(setxattrat), REFUSE(removexattrat),
 #ifdef __NR_chmod
         REFUSE(chmod), REFUSE(chown), REFUSE(lchown), REFUSE(utime), REFUSE(utimes), REFUSE(futimesat),
 #endif
@@ -164,9 +174,16 @@ static int restrict_calls(void) {
 #endif
         BPF_STMT(BPF_RET | BPF_K, SECCOMP_RET_ALLOW),
     };
+    struct sock_filter without_io_uring[] = {LOAD(nr), REFUSE(io_uring_setup),
+                                             BPF_STMT(BPF_RET | BPF_K, SECCOMP_RET_ALLOW)};
     struct sock_fprog program = {.len = COUNT(filter), .filter = filter};
+    struct sock_fprog more = {.len = COUNT(without_io_uring), .filter = without_io_uring};
+    /* what is asked for by io_uring passes by every filter */
+    if (!allow_io_uring && prctl(PR_SET_SECCOMP, SECCOMP_MODE_FILTER, &more, 0, 0) && errno != EINVAL && errno != ENOSYS)
+        return -1;
     return prctl(PR_SET_SECCOMP, SECCOMP_MODE_FILTER, &program, 0, 0) && errno != EINVAL && errno != ENOSYS;
 #else
+    (void)allow_io_uring;
     return 0;
 #endif
 }
@@ -184,10 +201,16 @@ static int become(const struct confined_process *wanted) {
     if (reads_all && prctl(PR_SET_KEEPCAPS, 1, 0, 0, 0))
         return -1;
     /* the root of a container may not know the user, or be nobody who can change to another: Landlock does without */
-    if (syscall(__NR_setgroups, 0, NULL) || syscall(__NR_setresgid, wanted->group, wanted->group, wanted->group) ||
-        syscall(__NR_setresuid, wanted->user, wanted->user, wanted->user))
-        if ((errno != EINVAL && errno != EPERM) || !confined_process_landlock())
+    int steps[] = {
+        syscall(__NR_setgroups, 0, NULL) ? errno : 0,
+        syscall(__NR_setresgid, wanted->group, wanted->group, wanted->group) ? errno : 0,
+        syscall(__NR_setresuid, wanted->user, wanted->user, wanted->user) ? errno : 0,
+    };
+    for (size_t i = 0; i < COUNT(steps); i++)
+        if (steps[i] && ((steps[i] != EINVAL && steps[i] != EPERM) || !confined_process_landlock())) {
+            errno = steps[i];
             return -1;
+        }
     if (reads_all) {
         none[0].permitted = none[0].inheritable = 1u << CAP_DAC_READ_SEARCH;
         if (!syscall(__NR_capset, &header, none) &&
@@ -247,7 +270,7 @@ static void run(const struct confined_process *wanted, pid_t parent, int report)
         failed[0] = 2;
     else if (prctl(PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0) || restrict_files(wanted))
         failed[0] = 3;
-    else if (restrict_calls())
+    else if (restrict_calls(wanted->user <= 0))
         failed[0] = 4;
     if (!failed[0]) {
         prctl(PR_SET_PDEATHSIG, SIGTERM, 0, 0, 0); /* a change of user would have cleared it */

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import json
 import logging
+import os
 import re
 import select
 import socket
@@ -69,7 +70,7 @@ class Engine:
         self._socket = NamelessSocket()
         self.address = unix_address(self._socket.path, _EXPORT)
         # io_uring reads what is cached without another thread, twice as fast; not every build and kernel has it
-        self._ways = ["io_uring", "threads"]
+        self._ways = ["threads"] if os.geteuid() == 0 and image.owner[0] != 0 else ["io_uring", "threads"]
         try:
             self._program = find_program(ENGINE, "qemu-system-common")
             if not restricts_files():

@@ -275,6 +275,9 @@ def test_as_root_it_runs_as_the_images_owner_without_capabilities(image: Path) -
             assert re.search(r"^Groups:\s*$", status, re.MULTILINE)
             for name in ("CapInh", "CapPrm", "CapEff", "CapAmb"):
                 assert f"{name}:\t0000000000000000" in status
+            # for a stranger's image there is a filter more, against io_uring, which passes by all filters
+            (filters,) = re.findall(r"^Seccomp_filters:\t(\d+)$", status, re.MULTILINE)
+            assert int(filters) == (2 if owner else 1)
 
 
 @pytest.mark.root
