@@ -41,8 +41,12 @@ def _use_of_file(status: os.stat_result, window: tuple[int, int] | None) -> str:
         backing = _first_line(loop / "loop/backing_file")
         if not backing or not _is_same(_absolute(backing), status):
             continue
-        offset = int(_first_line(loop / "loop/offset") or 0)
-        if use := _use_of_disk(loop, None if window is None else (window[0] - offset, window[1])):
+        inside = None
+        if window is not None:
+            inside = (window[0] - int(_first_line(loop / "loop/offset") or 0), window[1])
+            if not _overlap(inside, (0, int(_first_line(loop / "size") or 0) * _SYSFS_SECTOR)):
+                continue
+        if use := _use_of_disk(loop, inside):
             return f"{use}, through /dev/{loop.name}"
         if window is None and _is_claimed(Path("/dev") / loop.name):
             return f"another program has /dev/{loop.name}, which is made of it, to itself"
@@ -60,7 +64,7 @@ def _use_of_disk(disk: Path, window: tuple[int, int] | None = None) -> str:
     for partition in disk.glob("*/partition"):
         start = int(_first_line(partition.parent / "start") or 0) * _SYSFS_SECTOR
         size = int(_first_line(partition.parent / "size") or 0) * _SYSFS_SECTOR
-        if window is None or (start < window[0] + window[1] and window[0] < start + size):
+        if window is None or _overlap(window, (start, size)):
             devices.append(partition.parent)
     for device in devices:
         number = _first_line(device / "dev")
@@ -72,6 +76,11 @@ def _use_of_disk(disk: Path, window: tuple[int, int] | None = None) -> str:
         if holders:
             return f"{', '.join(holders)} is made of it"
     return ""
+
+
+def _overlap(one: tuple[int, int], other: tuple[int, int]) -> bool:
+    """Whether two parts, offset and size in bytes, have bytes in common."""
+    return one[0] < other[0] + other[1] and other[0] < one[0] + one[1]
 
 
 def _mountpoint_of(number: str) -> str:
