@@ -90,6 +90,7 @@ class NoHeader(HeaderError):  # noqa: N818 - says what is the matter
     """There is nothing of a LUKS header where one was looked for."""
 
     def __init__(self, message: str, recognised: str = "") -> None:
+        """Take what libblkid or our own list recognises in its place."""
         super().__init__(message)
         self.recognised = recognised
         """What else is there, empty if nothing is recognised."""

@@ -31,6 +31,7 @@ def test_a_device_is_opened_for_ourselves_and_asked_whether_it_takes_writes(
     path = tmp_path / "device"
     path.write_bytes(bytes(4096))
     monkeypatch.setattr(payload_file, "_file_mode", lambda _name: stat.S_IFBLK | 0o600)
+    monkeypatch.setattr(stat, "S_IFMT", lambda _mode: stat.S_IFBLK)  # nor does what is open look like another kind
     flags: list[int] = []
     checked: list[tuple[str, str]] = []
     opening_it = payload_file._open

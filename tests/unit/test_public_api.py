@@ -15,13 +15,15 @@ from lukshdrfs import errors
 
 NAMES = {
     "DeviceError", "HeaderError", "HeaderPin", "InUse", "KdfLimits", "KeyslotError", "LukshdrfsError",
-    "NoUsableKeyslot", "OutOfMemory", "PayloadError", "ReadOnlyError", "UnsupportedFeature", "UsageError", "Volume",
+    "NoHeader", "NoUsableKeyslot", "OutOfMemory", "PayloadError", "ReadOnlyError", "UnsupportedFeature", "UsageError",
+    "Volume",
     "WrongKey", "__version__", "open_volume",
 }  # fmt: skip
 
 EXIT_CODES = {
     "LukshdrfsError": (1, errno.EIO),
     "UsageError": (1, errno.EINVAL),
+    "NoHeader": (4, errno.EIO),
     "NoUsableKeyslot": (1, errno.EACCES),
     "WrongKey": (2, errno.EACCES),
     "OutOfMemory": (3, errno.ENOMEM),
