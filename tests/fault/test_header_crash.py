@@ -659,6 +659,6 @@ def test_killed_at_random(layout: Format, make: MakeVolume) -> None:
             assert len(found) > 1
             assert len(set(found.values())) == 1
         editors.stdin.close()
-    assert len(seen) > 2, "hardly any edit took place"
+    assert len(seen) > ROUNDS // 4, "hardly any edit took place"
     assert sorted(path.name for path in volume.folder.iterdir()) == ["header.img"]
     assert opens_with_cryptsetup(volume.header, volume, 0)
