@@ -98,7 +98,7 @@ def _content(payload: Payload, claim: Claim) -> list[Signature]:
     found: list[Signature] = []
     for start, size in claim.parts[:_MOST_PARTS]:
         found += _recognised(payload, start, size)
-    if claim.detached:
+    if claim.detached and (0, payload.size) not in claim.parts[:_MOST_PARTS]:  # else it has been looked at
         # what begins at byte 0 and is no partition table reaches over the data, wherever they begin
         whole = _recognised(payload, 0, payload.size)
         found += [one for one in whole if one.kind != "table" and not _is_own_header(payload, one, claim)]
