@@ -83,3 +83,20 @@ def opened(area: bytes, passphrase: bytes, keyslot: int | None = None) -> int | 
             return None
     assert bytes(found.volume_key.view) == KEY
     return found.keyslot
+
+
+def luks1_with_a_gap() -> bytes:
+    """Return a LUKS1 header with the keyslots 0, 3 and 7, and a gap at 1 that was in use."""
+    return after(
+        empty(1), adding(b"zero"), adding(b"one", salt=1), adding(b"three", 3, salt=3), adding(b"seven", 7, salt=7),
+        removing(1),
+    )  # fmt: skip
+
+
+OPENS = {b"zero": 0, b"one": None, b"three": 3, b"seven": 7}
+"""Which keyslot of that each secret opens."""
+
+
+def opens(area: bytes) -> dict[bytes, int | None]:
+    """Return which keyslot each of the secrets opens."""
+    return {secret: opened(area, secret) for secret in OPENS}

@@ -8,7 +8,20 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
-from support.edited import AREA, CIPHER, KEY, STRIPES, UUID, adding, after, empty, opened, removing
+from support.edited import (
+    AREA,
+    CIPHER,
+    KEY,
+    OPENS,
+    STRIPES,
+    UUID,
+    adding,
+    after,
+    empty,
+    luks1_with_a_gap,
+    opened,
+    opens,
+)
 from support.luks2_edit import metadata
 
 from lukshdrfs.cipher import CipherSpec
@@ -29,19 +42,8 @@ LEAST_ROOM = 2 * 16384 + 8 * AREA
 
 @pytest.fixture(scope="module")
 def luks1() -> bytes:
-    """Return a LUKS1 header with the keyslots 0, 3 and 7, and a gap at 1 that was in use."""
-    return after(
-        empty(1), adding(b"zero"), adding(b"one", salt=1), adding(b"three", 3, salt=3), adding(b"seven", 7, salt=7),
-        removing(1),
-    )  # fmt: skip
-
-
-OPENS = {b"zero": 0, b"one": None, b"three": 3, b"seven": 7}
-
-
-def opens(area: bytes) -> dict[bytes, int | None]:
-    """Return which keyslot each of the secrets opens."""
-    return {secret: opened(area, secret) for secret in OPENS}
+    """Return a LUKS1 header with a gap."""
+    return luks1_with_a_gap()
 
 
 # --- a new LUKS1 header ----------------------------------------------------------------------------------------------

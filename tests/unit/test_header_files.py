@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 from support.edited import adding, after, changing, empty, opened
+from support.storage_calls import failing, note_calls
 
 from lukshdrfs.errors import DeviceError, HeaderError, InUse, OutOfMemory, PayloadError
 from lukshdrfs.luks import parse_header
@@ -24,40 +25,18 @@ LUKS2 = after(empty(2, slots=2), adding(b"one"), adding(b"two"))
 
 
 @pytest.fixture
+def calls(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, int]]:
+    """Return what is asked of the storage, in its order: writes with their offset, and fsyncs."""
+    return note_calls(monkeypatch)
+
+
+@pytest.fixture
 def header(tmp_path: Path) -> Path:
     """Return a header file."""
     path = tmp_path / "header.img"
     path.write_bytes(LUKS2)
     path.chmod(0o600)
     return path
-
-
-@pytest.fixture
-def calls(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, int]]:
-    """Return what is asked of the storage, in its order: writes with their offset, and fsyncs."""
-    noted: list[tuple[str, int]] = []
-    pwrite, fsync = os.pwrite, os.fsync
-
-    def noting_pwrite(descriptor: int, data: bytes, offset: int) -> int:
-        noted.append(("write", offset))
-        return pwrite(descriptor, data, offset)
-
-    def noting_fsync(descriptor: int) -> None:
-        noted.append(("sync folder" if stat.S_ISDIR(os.fstat(descriptor).st_mode) else "sync", -1))
-        fsync(descriptor)
-
-    monkeypatch.setattr(os, "pwrite", noting_pwrite)
-    monkeypatch.setattr(os, "fsync", noting_fsync)
-    return noted
-
-
-def failing(code: int) -> Callable[..., int]:
-    """Return a system call that fails."""
-
-    def fail(*_arguments: object, **_options: object) -> int:
-        raise OSError(code, os.strerror(code))
-
-    return fail
 
 
 # --- writing ---------------------------------------------------------------------------------------------------------
