@@ -18,6 +18,7 @@ from pathlib import Path
 
 from lukshdrfs.fuse.apart import ask_apart
 from lukshdrfs.fuse.mounts import Mount, mount_table
+from lukshdrfs.mount_table import mount_lines
 
 LOOK_LIMIT_S = 5.0
 """How long to look for holders: what is known by then is all that is told."""
@@ -64,11 +65,10 @@ def _in_words(mountpoint: str, known: list[str], *, complete: bool) -> str:
 
 
 def _look_for_namespace(mount: Mount) -> Iterator[str]:
-    wanted = f" {mount.device} "
     for process in _all_processes():
         try:
-            table = (process / "mountinfo").read_text(encoding="utf-8", errors="replace")
-            if any(wanted in line and f" - {mount.type} " in line for line in table.split("\n")):
+            table = mount_lines(process / "mountinfo")
+            if any((line.device, line.type) == (mount.device, mount.type) for line in table):
                 yield _described(process)
                 return
         except OSError:

@@ -1,16 +1,15 @@
-"""The kernel's mount table, and taking a mount away. Sources: proc(5), /proc/PID/mountinfo; umount2(2)."""
+"""Mounts in the kernel's table, ours among them, and taking one away. Source: umount2(2)."""
 
 from __future__ import annotations
 
 import ctypes
 import errno
 import os
-import re
 import subprocess
 from dataclasses import dataclass
-from pathlib import Path
 
 from lukshdrfs.errors import DeviceError, InUse
+from lukshdrfs.mount_table import mount_lines
 
 FILE_SYSTEM_TYPE = "fuse.lukshdrfs"
 MOUNT_LIST = "/etc/mtab"
@@ -33,22 +32,9 @@ class Mount:
     """Whose FUSE file system it is, in the kernel's words: a user's and a group's number."""
 
 
-def _unescape(field: str) -> str:
-    """Undo the kernel's octal escapes of space, tab, newline and backslash."""
-    data = re.sub(rb"\\([0-7]{3})", lambda match: bytes([int(match[1], 8)]), os.fsencode(field))
-    return os.fsdecode(data)
-
-
 def mount_table() -> list[Mount]:
     """Return the mounts of this process's mount namespace, in the order in which they were made."""
-    mounts = []
-    # at newlines alone: other characters that end a line may be in a name
-    for line in Path("/proc/self/mountinfo").read_bytes().split(b"\n")[:-1]:
-        fields, _, super_fields = os.fsdecode(line).partition(" - ")
-        _, _, device, _, mountpoint = fields.split(" ")[:5]
-        kind, source, options = super_fields.split(" ")[:3]
-        mounts.append(Mount(_unescape(mountpoint), kind, _unescape(source), device, _owner(options)))
-    return mounts
+    return [Mount(line.mountpoint, line.type, line.source, line.device, _owner(line.options)) for line in mount_lines()]
 
 
 def our_mounts() -> list[Mount]:

@@ -12,10 +12,12 @@ import ctypes
 import re
 import resource
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
 from lukshdrfs.errors import OutOfMemory
+from lukshdrfs.mount_table import mount_lines
 
 _ROOT = Path("/")
 _KIB = 1024
@@ -129,17 +131,10 @@ def _is_below(path: str, top: str) -> bool:
 
 def _mounts(root: Path) -> Iterator[tuple[str, str, int]]:
     """Yield where control groups with memory are mounted: the group that is shown there, the place, the version."""
-    for line in _lines(root / "proc/self/mountinfo"):
-        before, _, after = line.partition(" - ")
-        fields, kind = before.split(" "), after.split(" ")
-        if len(fields) < 6 or len(kind) < 3:
-            continue
-        if kind[0] == "cgroup2" or (kind[0] == "cgroup" and "memory" in kind[2].split(",")):
-            yield _unescaped(fields[3]), _unescaped(fields[4]), 2 if kind[0] == "cgroup2" else 1
-
-
-def _unescaped(text: str) -> str:
-    return re.sub(r"\\([0-7]{3})", lambda match: chr(int(match[1], 8)), text)
+    with suppress(OSError):
+        for line in mount_lines(root / "proc/self/mountinfo"):
+            if line.type == "cgroup2" or (line.type == "cgroup" and "memory" in line.options.split(",")):
+                yield line.root, line.mountpoint, 2 if line.type == "cgroup2" else 1
 
 
 def _of_version_2(folder: Path, name: str, swap_kib: int, *, high: bool) -> Bound | None:

@@ -11,12 +11,12 @@ from __future__ import annotations
 
 import errno
 import os
-import re
 import stat
 from collections.abc import Iterator
 from pathlib import Path
 
 from lukshdrfs.errors import InUse
+from lukshdrfs.mount_table import mount_lines, unescaped
 
 _SYSFS_SECTOR = 512
 
@@ -84,13 +84,10 @@ def _overlap(one: tuple[int, int], other: tuple[int, int]) -> bool:
 
 
 def _mountpoint_of(number: str) -> str:
-    for line in Path("/proc/self/mountinfo").read_bytes().splitlines():
-        fields, _, of_file_system = os.fsdecode(line).partition(" - ")
-        _, _, device, _, mountpoint = fields.split(" ")[:5]
-        source = of_file_system.split(" ")[1]
+    for mount in mount_lines():
         # btrfs has a device number of its own, and a source that tells; nothing but a device is looked at
-        if device == number or (source.startswith("/dev/") and _number_of(_unescaped(source)) == number):
-            return _unescaped(mountpoint)
+        if mount.device == number or (mount.source.startswith("/dev/") and _number_of(mount.source) == number):
+            return mount.mountpoint
     return ""
 
 
@@ -99,12 +96,7 @@ def _swap_names() -> Iterator[str]:
         lines = Path("/proc/swaps").read_bytes().splitlines()[1:]
     except OSError:
         return
-    yield from (_unescaped(os.fsdecode(line.split(b" ")[0].split(b"\t")[0])) for line in lines)
-
-
-def _unescaped(field: str) -> str:
-    """Undo the kernel's octal escapes of space, tab, newline and backslash."""
-    return os.fsdecode(re.sub(rb"\\([0-7]{3})", lambda match: bytes([int(match[1], 8)]), os.fsencode(field)))
+    yield from (unescaped(os.fsdecode(line.split(b" ")[0].split(b"\t")[0])) for line in lines)
 
 
 def _absolute(backing: str) -> str:
