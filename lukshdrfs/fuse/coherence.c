@@ -265,7 +265,8 @@ void coherence_notify(struct coherence *coherence, const void *message, size_t l
 
 void coherence_drop_all(struct coherence *coherence) {
     pthread_mutex_lock(&coherence->mutex);
-    atomic_store(&coherence->forget_all, 1);
+    if (!atomic_load(&coherence->ending)) /* else the thread may have looked for the last time */
+        atomic_store(&coherence->forget_all, 1);
     pthread_cond_signal(&coherence->called);
     pthread_mutex_unlock(&coherence->mutex);
 }

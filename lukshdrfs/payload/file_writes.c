@@ -14,6 +14,8 @@
 #include <sys/vfs.h>
 #include <unistd.h>
 
+#include "fair_lock.h"
+
 /* Bytes written by one call that is not synchronous. The page cache keeps what one call writes in folios of up to that
  * size, and ext4 goes through all blocks of a folio at each small write to it: after writes of 1 MiB, random ones took
  * three times as long. Sequential writes lose a tenth. */
@@ -49,11 +51,7 @@ struct file_writes *file_writes_new(int descriptor, const int *others, size_t co
                                    .piece = in_memory(descriptor) ? SIZE_MAX : LARGEST_WRITE};
     for (size_t i = 0; i < count; i++)
         writes->descriptors[i] = others[i];
-    pthread_rwlockattr_t fair; /* by default, whoever wants it alone may wait for ever */
-    pthread_rwlockattr_init(&fair);
-    pthread_rwlockattr_setkind_np(&fair, PTHREAD_RWLOCK_PREFER_WRITER_NONRECURSIVE_NP);
-    pthread_rwlock_init(&writes->others, &fair);
-    pthread_rwlockattr_destroy(&fair);
+    fair_lock_init(&writes->others);
     pthread_mutex_init(&writes->mutex, NULL);
     pthread_cond_init(&writes->given_back, NULL);
     return writes;

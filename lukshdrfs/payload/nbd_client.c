@@ -9,6 +9,7 @@
 #include <string.h>
 
 #include "confinement.h"
+#include "fair_lock.h"
 #include "nbd_session.h"
 
 /* A command, and what becomes of it where it succeeds: a write is kept until it is flushed, a flush has those up to its
@@ -479,11 +480,7 @@ struct nbd_client *nbd_client_open(const struct nbd_client_config *config, int *
         free(client);
         return NULL;
     }
-    pthread_rwlockattr_t fair; /* by default, whoever wants it alone may wait for ever */
-    pthread_rwlockattr_init(&fair);
-    pthread_rwlockattr_setkind_np(&fair, PTHREAD_RWLOCK_PREFER_WRITER_NONRECURSIVE_NP);
-    pthread_rwlock_init(&client->blocks, &fair);
-    pthread_rwlockattr_destroy(&fair);
+    fair_lock_init(&client->blocks);
     pthread_mutex_init(&client->flush_mutex, NULL);
     pthread_cond_init(&client->flushed, NULL);
     for (size_t i = 0; i < MAX_ERRANDS; i++)
