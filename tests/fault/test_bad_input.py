@@ -27,6 +27,7 @@ from support.mounts import (
     lukshdrfs,
     without_override,
 )
+from support.namespaces import LEAVE_FOREIGN_MOUNTS
 from support.processes import daemons
 from support.tools import program, require
 from support.volumes import MIB, MakeVolume
@@ -103,9 +104,8 @@ def without_privilege(attempt: Attempt) -> None:
 def in_namespace(attempt: Attempt, script: str) -> None:
     """Have the program run where `script` has changed what is mounted, for it alone."""
     require(["unshare", "root"])
-    attempt.command = [
-        program("unshare"), "--mount", "sh", "-c", f'set -e; {script}; exec "$0" "$@"', LUKSHDRFS,
-    ]  # fmt: skip
+    whole = f'set -e; {LEAVE_FOREIGN_MOUNTS}; {script}; exec "$0" "$@"'
+    attempt.command = [program("unshare"), "--mount", "sh", "-c", whole, LUKSHDRFS]
 
 
 # --- secrets ----------------------------------------------------------------------------------------------------

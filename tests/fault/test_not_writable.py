@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 from support.cryptsetup import LuksFiles
 from support.mounts import LUKSHDRFS, Argument, lukshdrfs
+from support.namespaces import LEAVE_FOREIGN_MOUNTS
 from support.tools import program
 
 pytestmark = [pytest.mark.root, pytest.mark.needs("cryptsetup")]
@@ -75,7 +76,7 @@ def test_a_file_system_that_is_mounted_read_only(volume: LuksFiles, tmp_path: Pa
     """It is the mount that is read-only, and not the file."""
     folder = tmp_path / "mounted"
     folder.mkdir()
-    script = f"""
+    script = f"""{LEAVE_FOREIGN_MOUNTS}
 mount --bind {volume.header.parent} {folder} && mount -o remount,bind,ro {folder} || exit 77
 exec "$0" "$@"
 """

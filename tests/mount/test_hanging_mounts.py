@@ -16,6 +16,7 @@ from pathlib import Path
 import pytest
 from support.cryptsetup import LuksFiles
 from support.mounts import LUKSHDRFS, Mounted, fusermount, is_mounted, lukshdrfs
+from support.namespaces import LEAVE_FOREIGN_MOUNTS
 from support.ordinary_user import NUMBER, ordinary_user
 from support.processes import wait_gone
 from support.tools import program
@@ -92,8 +93,6 @@ def test_root_is_not_led_by_another_users_mount(tmp_path: Path, bystander: subpr
     with ordinary_user(tmp_path, "user_allow_other\n") as user:
         mountpoint = user.home / "mnt"
         inside: list[str | Path] = [program("nsenter"), f"--mount=/proc/{user.holder}/ns/mnt"]
-        others = "findmnt --noheadings --raw --output TARGET --types fuse.lukshdrfs | xargs -r umount --lazy"
-        subprocess.run([*inside, "sh", "-c", others], check=False)
         user.run("mkdir", mountpoint)
         with subprocess.Popen(
             [*user.command(), sys.executable, LIAR, mountpoint, str(bystander.pid), "allow_other"]
@@ -138,10 +137,10 @@ def test_root_locks_another_users_mount(volume: LuksFiles, tmp_path: Path) -> No
 # --- silence ------------------------------------------------------------------------------------------------------
 
 
-LOCK_ALL = """
+LOCK_ALL = f"""
 set -u
 program=$1 python=$2 first=$3 second=$4
-findmnt --noheadings --raw --output TARGET --types fuse.lukshdrfs | while read -r other; do umount --lazy "$other"; done
+{LEAVE_FOREIGN_MOUNTS}
 for volume in "$first" "$second"; do
     mkdir "$volume/mnt"
     "$program" mount --header "$volume/header" --key-file "$volume/key" "$volume/payload" "$volume/mnt" || exit 99

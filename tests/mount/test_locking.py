@@ -17,6 +17,7 @@ import pytest
 from support.cryptsetup import XTS_512, LuksFiles, volume_key
 from support.devices import detach, loop_device
 from support.mounts import LUKSHDRFS, Mounted, is_mounted, lukshdrfs, read_attribute
+from support.namespaces import LEAVE_FOREIGN_MOUNTS
 from support.processes import alive, memory_holds, wait_gone
 from support.tools import program
 from support.volumes import MIB, MakeVolume
@@ -88,10 +89,10 @@ def test_what_was_acknowledged_is_there(volume: LuksFiles) -> None:
         assert opened.pread(MIB, offset=0) == plain
 
 
-LOCK_ALL = """
+LOCK_ALL = f"""
 set -eu
 program=$1 volumes=$2
-findmnt --noheadings --raw --output TARGET --types fuse.lukshdrfs | while read -r other; do umount --lazy "$other"; done
+{LEAVE_FOREIGN_MOUNTS}
 for volume in $volumes; do
     mkdir "$volume/mnt"
     "$program" mount --header "$volume/header" --key-file "$volume/key" "$volume/payload" "$volume/mnt"

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 from support.examples import run_example
+from support.namespaces import LEAVE_FOREIGN_MOUNTS
 from support.tools import program
 
 pytestmark = pytest.mark.needs("fuse", "mkfs.ext4", "debugfs")
@@ -24,7 +25,7 @@ def test_with_loop_device(tmp_path: Path) -> None:
 def test_without_loop_device(tmp_path: Path) -> None:
     """Where loop devices are not to be had it does the same with e2fsprogs alone."""
     script = (
-        "set -e; mkdir old; mount --bind /dev old; mount -t tmpfs none /dev; "
+        f"set -e; {LEAVE_FOREIGN_MOUNTS}; mkdir old; mount --bind /dev old; mount -t tmpfs none /dev; "
         "for name in null zero random urandom fuse; do touch /dev/$name; mount --bind old/$name /dev/$name; done; "
         'umount -l old; rmdir old; exec "$0" "$@"'
     )

@@ -17,6 +17,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+from support.namespaces import LEAVE_FOREIGN_MOUNTS
 from support.tools import program
 
 NUMBER = 61234
@@ -113,7 +114,7 @@ def ordinary_user(folder: Path, configuration: str = "") -> Iterator[OrdinaryUse
         subprocess.Popen(
             [
                 program("unshare"), "--mount", "--propagation=private",
-                "sh", "-c", PREPARE, "sh", stash, entry, configuration, *pairs,
+                "sh", "-c", f"{LEAVE_FOREIGN_MOUNTS}{PREPARE}", "sh", stash, entry, configuration, *pairs,
             ],
             stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
         ) as holder,
