@@ -21,9 +21,11 @@ class Terminal:
         self._master, slave = os.openpty()
         self.shown = b""
         self._answered = 0
-        # setsid makes the terminal the controlling one, as a login does
+        # setsid makes the terminal the controlling one, and env has no signal ignored, as a login does: what starts the
+        # tests in the background has them ignore some
         self.process = subprocess.Popen(
-            [program("setsid"), "--ctty", "--wait", *command], stdin=slave, stdout=slave, stderr=slave,
+            [program("setsid"), "--ctty", "--wait", program("env"), "--default-signal", *command],
+            stdin=slave, stdout=slave, stderr=slave,
             env={**os.environ, "TERM": "xterm"},  # whatever the tests themselves are started from
         )  # fmt: skip
         os.close(slave)
