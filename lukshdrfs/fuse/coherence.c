@@ -25,6 +25,10 @@
 #define SMALLEST_GRANULE_SHIFT 16
 #define WORD_BITS 64
 
+/* How many granules on either side of those that must be dropped are dropped with them, at most. Whoever writes here and
+ * there past the cache, after all has been read through it, would else have a drop to wait for in every granule. */
+#define LARGEST_REACH ((uint64_t)1 << 12)
+
 #define DUES 256 /* answers under way without asking for memory: what serves data must not wait for it */
 #define LARGEST_MESSAGE 64
 #define STACK_SIZE ((size_t)1 << 17)
@@ -47,6 +51,8 @@ struct coherence {
     /* the granules that are being dropped: first << 32 | last, +1 so that 0 is none */
     _Atomic uint64_t dropping;
     _Atomic uint64_t *cached; /* a bit a granule */
+    atomic_int filling; /* something was cached since the last drop that was not cached before */
+    uint64_t reach;     /* of the next drop; the thread's own */
     atomic_int ending, ended;
     atomic_int forget_all; /* there was no memory to remember a range */
 
@@ -86,8 +92,11 @@ void coherence_note_cached(struct coherence *coherence, uint64_t node, uint64_t 
     for (uint64_t granule = granule_of(coherence, offset); granule <= last; granule++) {
         _Atomic uint64_t *word = &coherence->cached[granule / WORD_BITS];
         uint64_t bit = (uint64_t)1 << granule % WORD_BITS;
-        if (!(atomic_load(word) & bit)) /* mostly it is there: no other processor loses the line */
+        if (!(atomic_load(word) & bit)) { /* mostly it is there: no other processor loses the line */
             atomic_fetch_or(word, bit);
+            if (!atomic_load(&coherence->filling))
+                atomic_store(&coherence->filling, 1);
+        }
     }
 }
 
@@ -119,9 +128,21 @@ static void drop(struct coherence *coherence, uint64_t first, uint64_t last) {
         notice.range.len = (int64_t)((last - first + 1) << coherence->shift);
     atomic_store(&coherence->dropping, (first + 1) << 32 | (last + 1));
     for (uint64_t granule = first; granule <= last; granule++)
-        atomic_fetch_and(&coherence->cached[granule / WORD_BITS], ~((uint64_t)1 << granule % WORD_BITS));
+        if (is_cached(coherence, granule))
+            atomic_fetch_and(&coherence->cached[granule / WORD_BITS], ~((uint64_t)1 << granule % WORD_BITS));
     send_message(coherence, &notice, sizeof notice);
     atomic_store(&coherence->dropping, 0);
+}
+
+/* Drops a run of granules, and more around it each time, as long as nobody fills the cache: what is there is of no use to
+ * anybody any more. */
+static void drop_around(struct coherence *coherence, uint64_t first, uint64_t last) {
+    if (atomic_exchange(&coherence->filling, 0))
+        coherence->reach = 0;
+    uint64_t reach = coherence->reach;
+    drop(coherence, first < reach ? 0 : first - reach, last + reach < GRANULES ? last + reach : GRANULES - 1);
+    if (coherence->reach < LARGEST_REACH)
+        coherence->reach = 2 * coherence->reach + 1;
 }
 
 /* Drops what may be cached of a due range, one run of granules after the other. What was dropped since it became due
@@ -136,7 +157,7 @@ static void drop_cached(struct coherence *coherence, const struct due *due) {
         while (granule <= due->last && is_cached(coherence, granule))
             granule++;
         if (granule > first)
-            drop(coherence, first, granule - 1);
+            drop_around(coherence, first, granule - 1);
     }
 }
 
