@@ -6,7 +6,7 @@ from pathlib import Path
 
 from setuptools import setup
 
-MODULES = ("sector_cipher", "sector_locks", "block_scan", "file_writes", "nbd_client", "confined_process", "lane")
+MODULES = ("native", "block_scan")
 
 requirements = runpy.run_path(str(Path(__file__).parent / "lukshdrfs" / "build_requirements.py"))
 requirements["check"](sys.argv)

@@ -17,8 +17,15 @@ import shtab
 from argparse_manpage.manpage import Manpage
 
 from lukshdrfs._version import VERSION
+from lukshdrfs.cli.commands.mount.fstab_options import (
+    FLAGS,
+    KERNEL,
+    NOT_OURS,
+    SECURITY_CONTEXTS,
+    VALUES,
+    WITHOUT_EFFECT,
+)
 from lukshdrfs.cli.main import build_parser
-from lukshdrfs.cli.mount_options import FLAGS, KERNEL, NOT_OURS, SECURITY_CONTEXTS, VALUES, WITHOUT_EFFECT
 
 DOCS = Path(__file__).parent
 BY_THE_SHORT_FORM = ("offset", "size")

@@ -23,8 +23,9 @@ from lukshdrfs.errors import (
     UsageError,
     WrongKey,
 )
-from lukshdrfs.luks import KdfLimits
-from lukshdrfs.volume import HeaderPin, Volume, open_volume
+from lukshdrfs.headers import HeaderPin
+from lukshdrfs.luks.keys.kdf import KdfLimits
+from lukshdrfs.volume import Volume, open_volume
 
 __all__ = [
     "DeviceError",

@@ -1,15 +1,78 @@
-"""Builds the C modules: what of each header Python sees, and what it links with. setup.py names them."""
+"""Builds the C modules: which files there are, what of their headers Python sees, and what they link with."""
 
 from __future__ import annotations
 
 import re
 import subprocess
 from pathlib import Path
-from typing import Any
 
 import cffi
 
 HERE = Path(__file__).parent
+
+NATIVE = {
+    "threads": ("confinement", "ready_memory", "ready_thread"),
+    "cipher": ("gcrypt", "sector_cipher", "anti_forensic"),
+    "payload": ("file_writes", "file_payload"),
+    "payload/nbd": (
+        "libnbd",
+        "transmission",
+        "connection",
+        "unflushed_writes",
+        "export",
+        "replay",
+        "session",
+        "issued_command",
+        "flushes",
+        "blocks",
+        "retrier",
+        "client",
+    ),
+    "payload/qemu": ("confined_process",),
+    "volume": ("sector_locks", "extent_map", "native_volume"),
+    "fuse/lane": (
+        "dev_fuse",
+        "readers",
+        "turns",
+        "coherence",
+        "answers",
+        "flush_errors",
+        "interrupts",
+        "async_requests",
+        "relay",
+        "data_requests",
+        "fallocate",
+        "worker",
+        "lane",
+    ),
+}
+"""The C files of `lukshdrfs._native` by room, without their ending, the lower ones first."""
+
+SHOWN = (
+    "cipher/gcrypt.h",
+    "cipher/sector_cipher.h",
+    "cipher/anti_forensic.h",
+    "payload/payload.h",
+    "payload/file_payload.h",
+    "payload/nbd/options.h",
+    "payload/nbd/client.h",
+    "payload/qemu/confined_process.h",
+    "volume/sector_locks.h",
+    "volume/extent_map.h",
+    "volume/native_volume.h",
+    "fuse/lane/lane.h",
+)
+"""The headers that Python sees."""
+
+CALLED = 'extern "Python" void nbd_client_event(void *, int, const char *);'
+"""Functions of Python's that C calls."""
+
+WARNINGS = ("-Wall", "-Wextra")
+
+
+def source_files(*rooms: str) -> list[str]:
+    """Return the C files of some rooms, of all by default, as paths below the package."""
+    return [f"{room}/{name}.c" for room in rooms or NATIVE for name in NATIVE[room]]
 
 
 def _pkg_config(*words: str) -> list[str]:
@@ -21,57 +84,50 @@ def _pkg_config(*words: str) -> list[str]:
     return found.stdout.split()
 
 
+KNOWN = "typedef int... atomic_int;"
+"""Types that the headers have from the C library."""
+
+
 def _module(
-    room: str,
-    name: str,
-    *sources: str,
-    beside: tuple[str, ...] = (),
-    shared: tuple[str, ...] = (),
-    python: str = "",
-    optimise: str = "-O2",
-    **more: Any,
+    name: str, sources: list[str], shown: tuple[str, ...], *, flags: list[str], links: list[str], more: str
 ) -> cffi.FFI:
     """
-    Return the builder of `lukshdrfs.ROOM._NAME`, which shows what ROOM/NAME.h declares.
+    Return the builder of the module `lukshdrfs.NAME`, which shows what the headers `shown` and `more` declare.
 
-    `sources` are C files without their ending, of the same room; `shared` are more of them, of native/; `beside` are
-    other rooms whose headers are included;
-    `python` declares functions that C calls.
     Paths are relative to setup.py's folder, where builds start: setuptools refuses absolute ones.
     """
-    declarations = (HERE / room / f"{name}.h").read_text(encoding="utf-8")
     builder = cffi.FFI()
-    builder.cdef(re.sub(r"^#.*$", "", declarations, flags=re.MULTILINE) + python)  # cffi reads no preprocessor's lines
-    rooms = (room, "native", *beside)
-    folders = [f"lukshdrfs/{each}" for each in rooms]
-    flags = [optimise, "-Wall", "-Wextra", *more.pop("extra_compile_args", ())]
+    builder.cdef(more)
+    for header in shown:
+        declarations = (HERE / header).read_text(encoding="utf-8")
+        builder.cdef(re.sub(r"^#.*$", "", declarations, flags=re.MULTILINE))  # cffi reads no preprocessor's lines
     builder.set_source(
-        f"lukshdrfs.{room}._{name}",
-        f'#include "{name}.h"',
-        sources=[
-            *(f"lukshdrfs/{room}/{source}.c" for source in sources or (name,)),
-            *(f"lukshdrfs/native/{source}.c" for source in shared),
-        ],
-        depends=[str(header.relative_to(HERE.parent)) for each in rooms for header in (HERE / each).glob("*.h")],
-        include_dirs=folders,
-        extra_compile_args=flags,
-        libraries=more.pop("libraries", ["pthread"]),
-        **more,
+        f"lukshdrfs.{name}",
+        "\n".join(f'#include "{header}"' for header in shown),
+        sources=[f"lukshdrfs/{source}" for source in sources],
+        depends=[str(header.relative_to(HERE.parent)) for header in sorted(HERE.rglob("*.h"))],
+        include_dirs=["lukshdrfs"],
+        extra_compile_args=[*flags, *WARNINGS, "-fvisibility=hidden"],
+        extra_link_args=links,
+        libraries=["dl", "pthread"],
     )
     return builder
 
 
-sector_cipher = _module(
-    "cipher", "sector_cipher", extra_compile_args=_pkg_config("--cflags"), extra_link_args=_pkg_config("--libs")
+native = _module(
+    "_native",
+    source_files(),
+    SHOWN,
+    flags=["-O2", *_pkg_config("--cflags")],
+    links=_pkg_config("--libs"),
+    more=KNOWN + CALLED,
 )
-sector_locks = _module("volume", "sector_locks")
-block_scan = _module("payload", "block_scan", optimise="-O3")  # half as fast again as with -O2
-file_writes = _module("payload", "file_writes")
-nbd_client = _module(
-    "payload", "nbd_client", "nbd_client", "nbd_session", "nbd_connection", "nbd_transmission", "nbd_library",
-    "unflushed_writes", shared=("confinement", "ready_memory"),
-    python='extern "Python" void nbd_client_told(uintptr_t, int, char *);', libraries=["dl", "pthread"],
-)  # fmt: skip
-confined_process = _module("payload", "confined_process")
-# it calls the cipher, the locks and the payload by the addresses that Python gives it
-lane = _module("fuse", "lane", "lane", "coherence", shared=("confinement", "ready_memory"), beside=("cipher", "volume"))
+# apart: -O3 makes it half as fast again, and nothing else
+block_scan = _module(
+    "examination._block_scan",
+    ["examination/block_scan.c"],
+    ("examination/block_scan.h",),
+    flags=["-O3"],
+    links=[],
+    more="",
+)

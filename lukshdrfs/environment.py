@@ -1,8 +1,11 @@
-"""The environment of the programs that we start."""
+"""What the processes that we start are given: their environment, and which descriptors stay open."""
 
 from __future__ import annotations
 
 import os
+from itertools import pairwise
+
+_PAST_ALL_DESCRIPTORS = 1 << 20
 
 _KEPT = ("PATH", "HOME", "TERM", "TZ", "TMPDIR", "XDG_RUNTIME_DIR")
 
@@ -15,3 +18,10 @@ def for_children() -> dict[str, str]:
     read them.
     """
     return {"LC_ALL": "C.UTF-8", **{name: os.environ[name] for name in _KEPT if name in os.environ}}
+
+
+def close_all_but(keep: set[int]) -> None:
+    """Close every descriptor of this process but these."""
+    ordered = sorted(keep)
+    for before, after in pairwise([*ordered, _PAST_ALL_DESCRIPTORS]):
+        os.closerange(before + 1, after)

@@ -4,8 +4,12 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-IV_SECTOR = 512
-"""Bytes that a sector number of an IV counts, whatever the sector size (LUKS2 specification 2.6, `iv_tweak`)."""
+SECTOR = 512
+"""
+Bytes of the sectors by which LUKS counts, whatever sector size a segment has.
+
+So do numbers of IVs (LUKS2 specification 2.6, `iv_tweak`), offsets of LUKS1, and the sectors of keyslot areas.
+"""
 
 SECTOR_SIZES = (512, 1024, 2048, 4096)
 """Legal encryption sector sizes in bytes (LUKS2 specification, segment object `sector_size`)."""

@@ -37,17 +37,10 @@ hypothesis.settings.load_profile("lukshdrfs")
 
 PATIENCE_FOR_LEFTOVERS = 10.0
 
-TWICE = {
-    "test_attributes", "test_block_users", "test_concurrency", "test_failing_storage", "test_growing", "test_io",
-    "test_locking",
-    "test_life",
-}  # fmt: skip
-"""The modules in which it may matter who serves reads and writes: the fast lane or Python, its obviously right twin."""
-
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
-    """Run each test of these modules once for each data path."""
-    if metafunc.module.__name__.rpartition(".")[2] in TWICE:
+    """Run each test that is marked so once for each data path: the fast lane's, and Python's, its obvious twin."""
+    if metafunc.definition.get_closest_marker("each_data_path"):
         metafunc.fixturenames.insert(0, "over_data_path")
         metafunc.parametrize("over_data_path", ["native", "python"], indirect=True)
 

@@ -7,8 +7,8 @@ Source: LUKS1 specification 1.2.3, section 2.4; cryptsetup's lib/luks1/af.c. The
 
 from __future__ import annotations
 
-from lukshdrfs.cipher._sector_cipher import ffi, lib
 from lukshdrfs.errors import UnsupportedFeature
+from lukshdrfs.native import ffi, lib
 from lukshdrfs.secret import SecretBytes
 
 

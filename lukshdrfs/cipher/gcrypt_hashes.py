@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from lukshdrfs.cipher._sector_cipher import ffi, lib
 from lukshdrfs.errors import UnsupportedFeature
+from lukshdrfs.native import ffi, lib
 from lukshdrfs.secret import SecretBytes
 
 

@@ -1,14 +1,14 @@
-/* The sector ciphers of dm-crypt over a contiguous run of sectors, and LUKS's anti-forensic splitter. */
+/* The sector ciphers of dm-crypt over a contiguous run of sectors. */
 #ifndef LUKSHDRFS_SECTOR_CIPHER_H
 #define LUKSHDRFS_SECTOR_CIPHER_H
 
 #include <stddef.h>
 #include <stdint.h>
 
+#include "cipher/gcrypt.h"
+
 /* How a sector's IV follows from its number (Linux, drivers/md/dm-crypt.c, "Different IV generation algorithms"). */
 enum sector_iv { IV_NONE, IV_NULL, IV_PLAIN, IV_PLAIN64, IV_PLAIN64BE, IV_ESSIV, IV_BENBI };
-
-enum cipher_status { CIPHER_OK = 0, CIPHER_UNSUPPORTED = -1, CIPHER_BAD_KEY = -2, CIPHER_NO_MEMORY = -3, CIPHER_FAILED = -4 };
 
 struct sector_cipher;
 
@@ -28,17 +28,5 @@ int sector_cipher_prepare(struct sector_cipher *cipher, size_t threads);
 int sector_cipher_crypt(struct sector_cipher *cipher, int encrypt, uint8_t *data, size_t size, uint64_t iv_sector);
 
 void sector_cipher_free(struct sector_cipher *cipher);
-
-/* AF splitter (LUKS1 specification 1.2.3, section 2.4): material holds stripes pieces of key_size bytes.
- * split: all pieces but the last are random already; computes the last. merge: the other way round. */
-int af_split(const char *hash, const uint8_t *key, uint8_t *material, size_t key_size, unsigned stripes);
-int af_merge(const char *hash, uint8_t *key, const uint8_t *material, size_t key_size, unsigned stripes);
-
-/* Bytes of the hash's digest, 0 if libgcrypt does not have it. */
-size_t hash_size(const char *hash);
-
-/* PBKDF2 (RFC 8018, section 5.2) with HMAC of one of libgcrypt's hashes. */
-int pbkdf2(const char *hash, const uint8_t *secret, size_t secret_size, const uint8_t *salt, size_t salt_size,
-           unsigned long iterations, uint8_t *key, size_t key_size);
 
 #endif

@@ -6,9 +6,9 @@ import hmac
 from types import MappingProxyType
 from typing import Literal, Self
 
-from lukshdrfs.cipher._sector_cipher import ffi, lib
 from lukshdrfs.cipher.spec import ESSIV_HASHES, CipherSpec, check_sector_size
 from lukshdrfs.errors import LukshdrfsError, OutOfMemory, UnsupportedFeature
+from lukshdrfs.native import ffi, lib
 from lukshdrfs.secret import SecretBytes
 
 Buffer = bytearray | memoryview
@@ -122,9 +122,9 @@ class SectorCipher:
         _check(status, f"cipher {self.spec}")
 
     @property
-    def c_address(self) -> int:
-        """Where the C object is, for `sector_cipher_crypt`; it lives until `close`."""
-        return int(ffi.cast("uintptr_t", self._cipher))
+    def native(self) -> object:
+        """The C object, which lives until `close`."""
+        return self._cipher
 
     def close(self) -> None:
         """Wipe the key and its schedules. No thread may still be using the cipher."""
@@ -142,11 +142,6 @@ class SectorCipher:
     def __del__(self) -> None:
         if getattr(self, "_cipher", None) is not None and lib is not None:  # None while the interpreter ends
             self.close()
-
-
-def c_function() -> int:
-    """Return the address of `sector_cipher_crypt`, for C code of other modules."""
-    return int(ffi.cast("uintptr_t", ffi.addressof(lib, "sector_cipher_crypt")))
 
 
 def _check(status: int, what: str) -> None:

@@ -3,4 +3,8 @@
 from lukshdrfs.cli.main import main
 from lukshdrfs.cli.mount_helpers import mount_helper, umount_helper
 
-__all__ = ["main", "mount_helper", "umount_helper"]
+__all__ = [
+    "main",
+    "mount_helper",
+    "umount_helper",
+]

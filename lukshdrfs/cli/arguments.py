@@ -5,16 +5,18 @@ from __future__ import annotations
 import argparse
 import difflib
 import re
+import uuid
 from collections.abc import Iterable
 from typing import Any, NoReturn, TypeAlias
 
 from lukshdrfs.cli.quantities import kibibytes, milliseconds, number, size
-from lukshdrfs.cli.secrets import SecretSource
+from lukshdrfs.cli.secrets.source import SecretSource
 from lukshdrfs.errors import UsageError
-from lukshdrfs.luks import NO_LIMITS, KdfLimits
-from lukshdrfs.luks.hashes import find_hash
-from lukshdrfs.luks.kdf_cost import KdfWish
-from lukshdrfs.volume import HeaderPin, source_descriptor
+from lukshdrfs.headers import HeaderPin, source_descriptor
+from lukshdrfs.luks.keys.hashes import find_hash
+from lukshdrfs.luks.keys.kdf import NO_LIMITS, KdfLimits
+from lukshdrfs.luks.keys.kdf_cost import KdfWish
+from lukshdrfs.payload import PayloadName
 
 _ALIKE = 0.7
 """How much of two words is the same, as difflib counts, if one was meant by the other."""
@@ -226,3 +228,16 @@ def new_secret_source(arguments: argparse.Namespace) -> SecretSource:
         tries=arguments.tries,
         stdin_brings="the old key" if all_of_it else "",
     )
+
+
+def checked_uuid(text: str) -> str:
+    """Return a UUID in its usual form. Raises UsageError for a text that is none."""
+    try:
+        return str(uuid.UUID(text))
+    except ValueError:
+        raise UsageError(f"--uuid {text}: not a UUID") from None
+
+
+def payload_name(arguments: argparse.Namespace) -> PayloadName:
+    """Return which payload a command line means."""
+    return PayloadName(arguments.payload, arguments.payload_format, backing_chain=arguments.backing_chain)

@@ -11,26 +11,17 @@ from itertools import takewhile
 from typing import NoReturn
 
 from lukshdrfs._version import VERSION
-from lukshdrfs.cli import (
-    benchmark,
-    check,
-    create,
-    header,
-    info,
-    install_mount_helper,
-    key,
-    lock,
-    logs,
-    mount,
-    resize,
-    status,
-    unmount,
-)
 from lukshdrfs.cli.arguments import Parser, Subparsers, closest, no_command
+from lukshdrfs.cli.commands import benchmark, check, info, install_mount_helper, lock, resize, status, unmount
+from lukshdrfs.cli.commands.create import command as create
+from lukshdrfs.cli.commands.header import command as header
+from lukshdrfs.cli.commands.key import command as key
+from lukshdrfs.cli.commands.mount import command as mount
 from lukshdrfs.cli.missing_header import naming_the_way
 from lukshdrfs.cli.outcome import EndedBySignal, exit_status
+from lukshdrfs.cli.terminal import logs
 from lukshdrfs.limits import raise_limits
-from lukshdrfs.luks.free_memory import return_freed_memory
+from lukshdrfs.luks.keys.free_memory import return_freed_memory
 from lukshdrfs.payload import is_network
 from lukshdrfs.secret import harden_process
 

@@ -8,7 +8,7 @@ from contextlib import contextmanager
 
 from lukshdrfs.errors import LukshdrfsError, NoHeader
 from lukshdrfs.payload import FilePayload, is_network
-from lukshdrfs.payload.magics import LUKS_HEADERS, known_magics
+from lukshdrfs.recognition.magics import LUKS_HEADERS, known_magics
 
 
 @contextmanager

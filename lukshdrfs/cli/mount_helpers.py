@@ -14,9 +14,9 @@ import re
 import sys
 from dataclasses import dataclass, field
 
-from lukshdrfs.cli import logs
 from lukshdrfs.cli.main import main
 from lukshdrfs.cli.outcome import exit_status
+from lukshdrfs.cli.terminal import logs
 from lukshdrfs.errors import DeviceError, UsageError
 
 _CLONE_NEWNS = 0x00020000  # linux/sched.h

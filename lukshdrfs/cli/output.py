@@ -7,7 +7,7 @@ import re
 from pathlib import Path
 
 from lukshdrfs.errors import DeviceError, UsageError
-from lukshdrfs.volume import create_header_file
+from lukshdrfs.headers import create_header_file
 
 _STANDARD_OUTPUT = 1
 

@@ -10,14 +10,15 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from lukshdrfs.cli.restoring import keep
+from lukshdrfs.cli.kept_copies import keep
 from lukshdrfs.errors import DeviceError, HeaderError, InUse
-from lukshdrfs.luks import MAX_EXTENT, PREFIX_SIZE, header_extent
-from lukshdrfs.luks.luks2_format import KEYSLOTS_SIZE, METADATA_SIZE
-from lukshdrfs.payload import DescriptorSource, Payload, Signature, erase, names_of, recognise
-from lukshdrfs.payload.magics import Source
-from lukshdrfs.payload.openers import way_to_open
-from lukshdrfs.volume.holding import hold_alone
+from lukshdrfs.luks.header import MAX_EXTENT, PREFIX_SIZE, header_extent
+from lukshdrfs.luks.luks2.layout import KEYSLOTS_SIZE, METADATA_SIZE
+from lukshdrfs.payload import Payload
+from lukshdrfs.payload.holding import hold_alone
+from lukshdrfs.recognition import DescriptorSource, Signature, erase, names_of, recognise
+from lukshdrfs.recognition.magics import Source
+from lukshdrfs.recognition.openers import way_to_open
 
 log = logging.getLogger(__name__)
 

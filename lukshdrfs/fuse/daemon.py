@@ -10,88 +10,32 @@ from __future__ import annotations
 
 import logging
 import os
-import shutil
 import signal
-import sys
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path
 
 import pyfuse3
 import trio
 
 from lukshdrfs.errors import DeviceError, InUse, LukshdrfsError
+from lukshdrfs.fuse.checks import DEVICE, is_there
 from lukshdrfs.fuse.filesystem import ImageFileSystem
 from lukshdrfs.fuse.guard import Guard
-from lukshdrfs.fuse.holders import describe_holders
-from lukshdrfs.fuse.lane import FastLane, fuse_descriptors
-from lukshdrfs.fuse.lock import ignore_lock_signal, lock_when_due
-from lukshdrfs.fuse.mounts import Mount, detach, find_mount, mount_list_problem
+from lukshdrfs.fuse.lane.lane import FastLane, fuse_descriptors
+from lukshdrfs.fuse.locking import ignore_lock_signal, lock_when_due
+from lukshdrfs.fuse.mounting import _mount_source, mount_file_system
 from lukshdrfs.fuse.options import MountOptions
 from lukshdrfs.fuse.readiness import load_code
+from lukshdrfs.mounts.holders import describe_holders
+from lukshdrfs.mounts.table import Mount, detach, find_mount
 from lukshdrfs.volume import Volume
 
 log = logging.getLogger(__name__)
 
-DEVICE = "/dev/fuse"
-CONFIGURATION = Path("/etc/fuse.conf")
 READAHEAD_KIB = 1024
 """The kernel's own is 128: a large file is read in as many more requests."""
 FINISHING_THREADS = 24
 """Threads that decrypt besides `MountOptions.workers`: the lane's spare ones, and those of a server's connections."""
-STANDARD_ERROR = 2
-
-
-def check_fuse(kernel_options: tuple[str, ...] = ()) -> None:
-    """Raise DeviceError if this user cannot mount FUSE file systems here, with the way out."""
-    try:
-        os.close(os.open(DEVICE, os.O_RDWR))
-    except OSError as error:
-        raise DeviceError(
-            f"{DEVICE}: {os.strerror(error.errno or 0)}; FUSE is needed ('modprobe fuse', or the container's --device)"
-        ) from None
-    if os.geteuid() == 0:
-        return
-    if shutil.which("fusermount3") is None:
-        raise DeviceError("fusermount3 is not installed; install the package fuse3")
-    if problem := mount_list_problem():
-        raise DeviceError(problem)
-    others = [option for option in kernel_options if option in ("allow_other", "allow_root")]
-    if others and not _user_allow_other():
-        raise DeviceError(f"{others[0]} needs the line 'user_allow_other' in {CONFIGURATION}")
-
-
-def _user_allow_other() -> bool:
-    try:
-        lines = CONFIGURATION.read_text(encoding="utf-8", errors="replace").splitlines()
-    except OSError:
-        return False
-    return any(line.strip() == "user_allow_other" for line in lines)
-
-
-def check_not_mounted(mountpoint: str) -> None:
-    """Raise InUse if something is mounted there. Does not touch it: its daemon may be gone, or hang."""
-    if mounted := find_mount(mountpoint):
-        raise InUse(f"mountpoint {mountpoint} is in use: {mounted.source} ({mounted.type}) is mounted there")
-
-
-def check_mountpoint(mountpoint: str) -> None:
-    """
-    Raise DeviceError unless a path is an empty directory or a regular file that can be mounted over.
-
-    Raises InUse if something is mounted there already.
-    """
-    check_not_mounted(mountpoint)
-    path = Path(mountpoint)
-    try:
-        if path.is_dir():
-            if any(path.iterdir()):
-                raise DeviceError(f"mountpoint {mountpoint} is not empty; take an empty directory")
-        elif not path.stat().st_mode & 0o100000 or not path.is_file():
-            raise DeviceError(f"mountpoint {mountpoint} is neither a directory nor a regular file")
-    except OSError as error:
-        raise DeviceError(f"mountpoint {mountpoint}: {os.strerror(error.errno or 0)}") from None
 
 
 def serve(
@@ -127,7 +71,7 @@ def serve(
     before = signal.pthread_sigmask(signal.SIG_BLOCK, signals)
     try:
         others = fuse_descriptors()
-        _mount(file_system, options, kernel_options)
+        mount_file_system(file_system, options, kernel_options)
         mounted = find_mount(options.mountpoint)
         lane, guard = None, Guard()
         try:
@@ -147,7 +91,7 @@ def serve(
         finally:
             if lane:
                 lane.stop()
-            pyfuse3.close(unmount=_is_there(mounted))
+            pyfuse3.close(unmount=is_there(mounted))
             guard.end()
             if not volume.read_only and not file_system.locked:
                 volume.flush()
@@ -181,10 +125,10 @@ def _fast_lane(volume: Volume, options: MountOptions, descriptors: set[int]) -> 
 
 
 def _start_lane(volume: Volume, options: MountOptions, descriptors: set[int]) -> FastLane:
-    access = volume.direct_access(options.workers + FINISHING_THREADS)
-    if access is None:
-        raise DeviceError("the fast lane needs a payload that is a file or a block device")
-    lane = FastLane(access, _only(descriptors), volume.size, options.workers)
+    native = volume.native(options.workers + FINISHING_THREADS)
+    if native is None:
+        raise DeviceError("the fast lane needs a payload that is a file, a block device or an NBD export")
+    lane = FastLane(native, _only(descriptors), volume.size, options.workers)
     load_code()
     return lane
 
@@ -206,61 +150,6 @@ def _relay(volume: Volume, descriptors: set[int]) -> FastLane | None:
     except DeviceError as error:
         log.warning("%s; do not read through the page cache what is written by direct I/O", error)
         return None
-
-
-def _is_there(mounted: Mount | None) -> bool:
-    """Whether a mount is still the topmost one at its place: another one there is none of our business."""
-    return mounted is not None and find_mount(mounted.mountpoint) == mounted
-
-
-class _Option(str):
-    """
-    An option for libfuse, whatever bytes are in it: names of files are bytes.
-
-    pyfuse3 takes text, and asks it for its bytes by this method, as ASCII.
-    """
-
-    __slots__ = ()
-
-    def encode(self, _encoding: str = "", _errors: str = "") -> bytes:
-        """Return the bytes of the file's name that this text stands for."""
-        return super().encode(sys.getfilesystemencoding(), sys.getfilesystemencodeerrors())
-
-
-def _mount_source(source: str) -> str:
-    r"""Return a source as an option's value: libfuse splits at commas that have no backslash before them."""
-    return source.replace("\\", "\\\\").replace(",", "\\,")
-
-
-def _mount(file_system: ImageFileSystem, options: MountOptions, kernel_options: set[str]) -> None:
-    with _captured_stderr() as printed:
-        try:
-            pyfuse3.init(file_system, options.mountpoint, {_Option(option) for option in kernel_options})
-        except RuntimeError as error:
-            failure: RuntimeError | None = error
-        else:
-            failure = None
-    if failure:
-        raise DeviceError(f"mountpoint {options.mountpoint}: {' '.join(printed) or failure}")
-
-
-@contextmanager
-def _captured_stderr() -> Iterator[list[str]]:
-    """
-    Keep what libfuse and fusermount3 print themselves: the user is told in one line of ours.
-
-    The list that is yielded has the lines once the context is left.
-    """
-    printed: list[str] = []
-    kept, memory = os.dup(STANDARD_ERROR), os.memfd_create("stderr")
-    os.dup2(memory, STANDARD_ERROR)
-    try:
-        yield printed
-    finally:
-        os.dup2(kept, STANDARD_ERROR)
-        printed += os.pread(memory, 1 << 16, 0).decode("utf-8", "replace").splitlines()
-        os.close(kept)
-        os.close(memory)
 
 
 async def _serve_until_unmounted(serving: _Serving, ready: Callable[[], None], signals: set[signal.Signals]) -> None:
@@ -332,7 +221,7 @@ async def _end_on_signals(
 
 def _unmount(mounted: Mount | None) -> bool:
     """Take the mount away, lazily if it is in use; return whether that worked."""
-    if mounted is None or not _is_there(mounted):
+    if mounted is None or not is_there(mounted):
         return False
     try:
         try:

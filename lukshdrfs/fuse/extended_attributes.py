@@ -13,7 +13,8 @@ from collections.abc import Mapping
 
 import pyfuse3
 
-PREFIX = "user.lukshdrfs."
+from lukshdrfs.mounts import PROPERTY_PREFIX
+
 _KEPT = b"user."
 
 
@@ -28,7 +29,7 @@ class ExtendedAttributes:
 
     def show(self, name: str, value: str) -> None:
         """Show something under a name, which is without the prefix."""
-        self._values[os.fsencode(PREFIX + name)] = value.encode("utf-8", "surrogateescape")
+        self._values[os.fsencode(PROPERTY_PREFIX + name)] = value.encode("utf-8", "surrogateescape")
 
     def names(self) -> list[bytes]:
         """Return all names."""

@@ -19,14 +19,16 @@ from typing import Any, TypeVar
 import pyfuse3
 import trio
 
-from lukshdrfs.fuse import control, truncation
+from lukshdrfs.fuse import truncation
 from lukshdrfs.fuse.answers import answers_errno, refuse
 from lukshdrfs.fuse.attributes import attributes, changes_access, usage
 from lukshdrfs.fuse.extended_attributes import NONE, ExtendedAttributes
 from lukshdrfs.fuse.handles import Handles
-from lukshdrfs.fuse.lane import FastLane
+from lukshdrfs.fuse.lane.lane import FastLane
 from lukshdrfs.fuse.options import MountOptions
-from lukshdrfs.fuse.resizing import RESIZE_REQUEST, Resizing
+from lukshdrfs.fuse.resizing import Resizing
+from lukshdrfs.mounts import control
+from lukshdrfs.mounts.wish import RESIZE_REQUEST
 from lukshdrfs.volume import Volume
 
 log = logging.getLogger(__name__)

@@ -2,7 +2,7 @@
 Having in memory what serving needs, before the first request.
 
 Whoever serves a disk must not need memory to do so: when there is none, the kernel writes to that very disk to get
-some. Buffers, stacks and ciphers are touched where they are made (native/ready_memory.c, `Volume.direct_access`); here
+some. Buffers, stacks and ciphers are touched where they are made (threads/ready_memory.c, `Volume.native`); here
 it is the code.
 """
 

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from lukshdrfs.luks.key_material import AREA_ALIGNMENT
-from lukshdrfs.luks.luks1 import PHDR, SLOT, SLOTS
+from lukshdrfs.luks.keys.material import AREA_ALIGNMENT
+from lukshdrfs.luks.luks1.phdr import PHDR, SLOT, SLOTS
 from lukshdrfs.luks.model import Header
 from lukshdrfs.sectors import round_up
 

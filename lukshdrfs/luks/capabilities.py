@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from lukshdrfs.cipher import CipherSpec
 from lukshdrfs.errors import UnsupportedFeature
-from lukshdrfs.luks.hashes import find_hash
+from lukshdrfs.luks.keys.hashes import find_hash
 from lukshdrfs.luks.model import AfSplitter, Header, Kdf, KeyslotArea, Segment
 
 _KNOWN_SEGMENTS = ("crypt", "linear")

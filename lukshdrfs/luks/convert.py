@@ -11,18 +11,17 @@ import os
 
 from lukshdrfs.cipher import CipherSpec
 from lukshdrfs.errors import UnsupportedFeature
-from lukshdrfs.luks.free_memory import require_memory
-from lukshdrfs.luks.hashes import is_same_hash
-from lukshdrfs.luks.key_material import AREA_ALIGNMENT, material_size
-from lukshdrfs.luks.luks1 import DIGEST_SIZE, DISABLED, ENABLED, MAGIC, PHDR, SECTOR, SLOT, SLOTS
-from lukshdrfs.luks.luks1_format import header_size
-from lukshdrfs.luks.luks2_binary import BinaryHeader
-from lukshdrfs.luks.luks2_check import BINARY_SIZE, MAX_KEYSLOTS_SIZE
-from lukshdrfs.luks.luks2_edit import check_editable, kdf_object
-from lukshdrfs.luks.luks2_format import METADATA_SIZE, base64_text
+from lukshdrfs.luks.keys.free_memory import require_memory
+from lukshdrfs.luks.keys.hashes import is_same_hash
+from lukshdrfs.luks.keys.material import AREA_ALIGNMENT, NewKeyslot, material_size
+from lukshdrfs.luks.luks1.format import header_size
+from lukshdrfs.luks.luks1.phdr import DIGEST_SIZE, DISABLED, ENABLED, MAGIC, PHDR, SLOT, SLOTS, read_phdr
+from lukshdrfs.luks.luks2.binary import BinaryHeader
+from lukshdrfs.luks.luks2.edit import check_editable
+from lukshdrfs.luks.luks2.layout import MAX_KEYSLOTS_SIZE, METADATA_SIZE
+from lukshdrfs.luks.luks2.objects import digest_object, keyslot_object, metadata_of, segment_object
 from lukshdrfs.luks.model import STRIPES, Header, Keyslot
-from lukshdrfs.luks.strict_json import Json
-from lukshdrfs.sectors import round_down, round_up
+from lukshdrfs.sectors import SECTOR, round_down, round_up
 
 
 def to_luks2(header: Header, room: int) -> bytes:
@@ -33,7 +32,7 @@ def to_luks2(header: Header, room: int) -> bytes:
     is set aside for keyslots. Raises UnsupportedFeature for a header that cannot be converted.
     """
     CipherSpec.parse(header.segments[0].encryption)
-    size = material_size(PHDR.unpack_from(header.area)[6])
+    size = material_size(read_phdr(header.area).key_size)
     keyslots_size = min(round_down(room - 2 * METADATA_SIZE, AREA_ALIGNMENT), MAX_KEYSLOTS_SIZE)
     if keyslots_size < SLOTS * size:
         raise UnsupportedFeature(
@@ -48,61 +47,23 @@ def to_luks2(header: Header, room: int) -> bytes:
         at = slot.id * size
         material = header.area[slot.area.offset : slot.area.offset + slot.key_size * STRIPES]
         areas[at : at + len(material)] = material
-        keyslots[str(slot.id)] = _keyslot_object(slot, 2 * METADATA_SIZE + at, size)
+        keyslots[str(slot.id)] = keyslot_object(_as_new(slot), slot.key_size, 2 * METADATA_SIZE + at, size)
     binary = BinaryHeader(METADATA_SIZE, 1, "", header.uuid, "")
-    metadata = _metadata(header, keyslots, keyslots_size)
+    segment = header.segments[0]
+    metadata = metadata_of(
+        segment_object(segment.encryption, SECTOR, segment.offset, None),
+        digest_object(header.digests[0]),
+        keyslots,
+        metadata_size=METADATA_SIZE,
+        keyslots_size=keyslots_size,
+    )
     return binary.written(metadata, secondary=False) + binary.written(metadata, secondary=True) + bytes(areas)
 
 
-def _keyslot_object(slot: Keyslot, offset: int, size: int) -> Json:
+def _as_new(slot: Keyslot) -> NewKeyslot:
     assert slot.kdf is not None
     assert slot.af is not None
-    return {
-        "type": "luks2",
-        "key_size": slot.key_size,
-        "af": {"type": "luks1", "stripes": STRIPES, "hash": slot.af.hash},
-        "area": {
-            "type": "raw",
-            "offset": str(offset),
-            "size": str(size),
-            "encryption": slot.area.encryption,
-            "key_size": slot.area.key_size,
-        },
-        "kdf": kdf_object(slot.kdf),
-    }
-
-
-def _metadata(header: Header, keyslots: Json, keyslots_size: int) -> Json:
-    segment, digest = header.segments[0], header.digests[0]
-    return {
-        "keyslots": keyslots,
-        "tokens": {},
-        "segments": {
-            "0": {
-                "type": "crypt",
-                "offset": str(segment.offset),
-                "size": "dynamic",
-                "iv_tweak": "0",
-                "encryption": segment.encryption,
-                "sector_size": SECTOR,
-            }
-        },
-        "digests": {
-            "0": {
-                "type": "pbkdf2",
-                "keyslots": list(keyslots),
-                "segments": ["0"],
-                "hash": digest.hash,
-                "iterations": digest.iterations,
-                "salt": base64_text(digest.salt),
-                "digest": base64_text(digest.digest),
-            }
-        },
-        "config": {
-            "json_size": str(METADATA_SIZE - BINARY_SIZE),
-            "keyslots_size": str(keyslots_size),
-        },
-    }
+    return NewKeyslot(slot.kdf, CipherSpec.parse(slot.area.encryption), slot.area.key_size, slot.af.hash)
 
 
 def to_luks1(header: Header) -> bytes:

@@ -11,9 +11,6 @@ from __future__ import annotations
 import os
 from dataclasses import dataclass
 
-from lukshdrfs.cipher import CipherSpec
-from lukshdrfs.luks.model import Kdf
-
 
 @dataclass(frozen=True, slots=True)
 class Write:
@@ -57,18 +54,3 @@ class HeaderEdit:
 def wiping(offset: int, size: int) -> HeaderEdit:
     """Return the overwriting of key material with random bytes, as unused areas have them."""
     return HeaderEdit(((Write(offset, os.urandom(size)),),))
-
-
-@dataclass(frozen=True, slots=True)
-class NewKeyslot:
-    """What a keyslot to be made is like."""
-
-    kdf: Kdf
-    encryption: CipherSpec
-    """Of the keyslot's area."""
-    area_key_size: int
-    """Bytes of the key that the area is encrypted with."""
-    hash: str = "sha256"
-    """Of the AF splitter."""
-    priority: int | None = None
-    """None: a new keyslot's is normal, a changed one keeps its own."""

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from lukshdrfs.errors import HeaderError, UnsupportedFeature
-from lukshdrfs.luks.luks1 import extent_luks1, parse_luks1
-from lukshdrfs.luks.luks2_binary import PRIMARY_MAGIC, choose_copy, parse_luks2
-from lukshdrfs.luks.luks2_check import MAX_KEYSLOTS_SIZE, METADATA_SIZES
+from lukshdrfs.luks.luks1.phdr import extent_luks1, parse_luks1
+from lukshdrfs.luks.luks2.binary import PRIMARY_MAGIC, choose_copy, parse_luks2
+from lukshdrfs.luks.luks2.layout import MAX_KEYSLOTS_SIZE, METADATA_SIZES
 from lukshdrfs.luks.model import Header
 
 PREFIX_SIZE = 2 * METADATA_SIZES[-1]
@@ -47,13 +47,17 @@ def header_extent(prefix: bytes) -> int:
     return extent
 
 
-def parse_header(data: bytes, size: int | None = None, *, salvage: bool = False) -> Header:
+def parse_header(data: bytes, size: int | None = None, *, unused_areas_missing: bool = False) -> Header:
     """
     Parse the header that `data` starts with.
 
     `size` is that of the file or device it is from, in bytes; all of it is in `data` if it is left out.
-    With `salvage`, a LUKS1 header may lack keyslot areas that are not in use, which cryptsetup refuses.
+    With `unused_areas_missing`, a LUKS1 header may lack keyslot areas that are not in use, which cryptsetup refuses.
     Raises HeaderError if there is no valid header.
     """
     size = len(data) if size is None else size
-    return parse_luks1(data, size, salvage=salvage) if _version(data) == 1 else parse_luks2(data, size)
+    return (
+        parse_luks1(data, size, unused_areas_missing=unused_areas_missing)
+        if _version(data) == 1
+        else parse_luks2(data, size)
+    )

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import Protocol
 
 from lukshdrfs.cipher import CipherSpec
 from lukshdrfs.errors import InUse, UnsupportedFeature, UsageError
-from lukshdrfs.luks import luks1_edit, luks2_edit
-from lukshdrfs.luks.edit import HeaderEdit, NewKeyslot
-from lukshdrfs.luks.kdf_cost import KdfWish, choose_kdf
+from lukshdrfs.luks.edit import HeaderEdit
+from lukshdrfs.luks.keys.kdf_cost import KdfWish, choose_kdf
+from lukshdrfs.luks.keys.material import NewKeyslot
+from lukshdrfs.luks.luks1 import edit as luks1_edit
+from lukshdrfs.luks.luks2 import edit as luks2_edit
 from lukshdrfs.luks.model import Digest, Header, Priority
 from lukshdrfs.secret import SecretBytes
 
@@ -83,6 +86,28 @@ def _usual_encryption(data: str, key_size: int, area_key_size: int | None) -> tu
     return str(spec), area_key_size or key_size
 
 
+class _Edits(Protocol):
+    """How the keyslots of a header of one version are changed: a module."""
+
+    def add_keyslot(
+        self, header: Header, volume_key: SecretBytes, passphrase: SecretBytes, slot: NewKeyslot, *, digest: int,
+        number: int | None,
+    ) -> tuple[int, HeaderEdit]: ...  # fmt: skip
+
+    def change_keyslot(
+        self, header: Header, number: int, volume_key: SecretBytes, passphrase: SecretBytes, slot: NewKeyslot, *,
+        in_place: bool,
+    ) -> HeaderEdit: ...  # fmt: skip
+
+    def remove_keyslot(self, header: Header, number: int) -> HeaderEdit: ...
+
+    def set_priority(self, header: Header, number: int, priority: Priority) -> HeaderEdit: ...
+
+
+def _edits(header: Header) -> _Edits:
+    return luks1_edit if header.version == 1 else luks2_edit
+
+
 def add_keyslot(
     header: Header,
     volume_key: SecretBytes,
@@ -98,9 +123,7 @@ def add_keyslot(
     `digest` is the number of the digest that the key has been verified against. Raises UsageError if the keyslot is
     in use, HeaderError if there is no room.
     """
-    if header.version == 1:
-        return luks1_edit.add_keyslot(header, volume_key, passphrase, slot, number=number)
-    return luks2_edit.add_keyslot(header, volume_key, passphrase, slot, digest=digest, number=number)
+    return _edits(header).add_keyslot(header, volume_key, passphrase, slot, digest=digest, number=number)
 
 
 def change_keyslot(
@@ -118,18 +141,14 @@ def change_keyslot(
     Where there is no room for both, and `in_place` says so, there is a moment at which neither does: the edit says that
     it is `in_place`. Without it, HeaderError (LUKS2) or UsageError (LUKS1) is raised.
     """
-    change = luks1_edit.change_keyslot if header.version == 1 else luks2_edit.change_keyslot
-    return change(header, number, volume_key, passphrase, slot, in_place=in_place)
+    return _edits(header).change_keyslot(header, number, volume_key, passphrase, slot, in_place=in_place)
 
 
 def remove_keyslot(header: Header, number: int) -> HeaderEdit:
     """Return the edit that destroys a keyslot. Raises NoUsableKeyslot if it is not in use."""
-    remove = luks1_edit.remove_keyslot if header.version == 1 else luks2_edit.remove_keyslot
-    return remove(header, number)
+    return _edits(header).remove_keyslot(header, number)
 
 
 def set_priority(header: Header, number: int, priority: Priority) -> HeaderEdit:
     """Return the edit that sets when a keyslot is tried. Raises UnsupportedFeature for LUKS1, which has none."""
-    if header.version == 1:
-        raise UnsupportedFeature("keyslots of a LUKS1 header have no priority")
-    return luks2_edit.set_priority(header, number, priority)
+    return _edits(header).set_priority(header, number, priority)

@@ -174,3 +174,12 @@ class Header:
     def digest_of_keyslot(self, keyslot_id: int) -> Digest | None:
         """Return the digest that is bound to a keyslot, if there is one."""
         return next((digest for digest in self.digests if keyslot_id in digest.keyslots), None)
+
+
+SALT_SIZE = 32
+"""Bytes of a keyslot's or digest's salt (cryptsetup, `LUKS_SALTSIZE`)."""
+
+
+def field_text(field: bytes) -> str:
+    """Return a field's text, in a fixed size whose last byte counts as a NUL, as in cryptsetup (`hdr_from_disk`)."""
+    return field[:-1].partition(b"\0")[0].decode("utf-8", errors="surrogateescape")

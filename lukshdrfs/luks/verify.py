@@ -7,32 +7,18 @@ A header that cannot be used at all does not get here: parsing refuses it.
 from __future__ import annotations
 
 from collections import Counter
-from dataclasses import dataclass
-from typing import Literal
 
 from lukshdrfs.errors import HeaderError
+from lukshdrfs.findings import Finding
 from lukshdrfs.luks.capabilities import missing_for_segments
-from lukshdrfs.luks.luks1_repair import misspelt_hash, repair_luks1
-from lukshdrfs.luks.luks2_binary import read_copies
+from lukshdrfs.luks.luks1.repair import misspelt_hash, repair_luks1
+from lukshdrfs.luks.luks2.binary import read_copies
+from lukshdrfs.luks.luks2.tokens import orphan_tokens
 from lukshdrfs.luks.model import STRIPES, Header, Keyslot
-from lukshdrfs.luks.tokens import orphan_tokens
+from lukshdrfs.sectors import SECTOR
 
-Severity = Literal["error", "warning", "note"]
-
-_BLOCK = 512
 _LEAST_DISTINCT = 170
 """Different byte values in 512 random bytes: 221 on average, with a standard deviation of 5. So few are no chance."""
-
-
-@dataclass(frozen=True, slots=True)
-class Finding:
-    """One thing that was found."""
-
-    severity: Severity
-    """`error`: damaged; `warning`: worth knowing before relying on it; `note`: as it should be."""
-    subject: str
-    """`header`, `copies`, `keyslot 3`, …"""
-    text: str
 
 
 def verify(header: Header, size: int) -> tuple[Finding, ...]:
@@ -104,8 +90,8 @@ def _verify_area(header: Header, slot: Keyslot) -> list[Finding]:
         return [Finding("error", subject, "its area is cut off")]
     suspicious = not_random(material)
     if suspicious:
-        place = start + suspicious[0] * _BLOCK
-        share = f"{len(suspicious)} of {len(material) // _BLOCK} sectors of its area"
+        place = start + suspicious[0] * SECTOR
+        share = f"{len(suspicious)} of {len(material) // SECTOR} sectors of its area"
         text = f"{share} are not random, the first at byte {place}: it has been overwritten, and its key is lost"
         return [Finding("error", subject, text)]
     return [Finding("note", subject, f"its area ({len(material)} bytes) looks random, as it should")]
@@ -113,6 +99,6 @@ def _verify_area(header: Header, slot: Keyslot) -> list[Finding]:
 
 def not_random(material: bytes) -> list[int]:
     """Return the numbers of those 512-byte sectors that cannot be the output of a cipher."""
-    sectors = [material[at : at + _BLOCK] for at in range(0, len(material) - _BLOCK + 1, _BLOCK)]
+    sectors = [material[at : at + SECTOR] for at in range(0, len(material) - SECTOR + 1, SECTOR)]
     times = Counter(sectors)
     return [number for number, sector in enumerate(sectors) if len(set(sector)) < _LEAST_DISTINCT or times[sector] > 1]

@@ -1,30 +1,23 @@
 """Where the ciphertext lies. Knows nothing of ciphers and of LUKS."""
 
-from lukshdrfs.payload.address import is_network
-from lukshdrfs.payload.base import Payload, PayloadFunctions
-from lukshdrfs.payload.engine_payload import EnginePayload
+from lukshdrfs.payload.base import Payload
 from lukshdrfs.payload.file import FilePayload
-from lukshdrfs.payload.formats import check_format, create_image, is_plain, open_indirect
-from lukshdrfs.payload.nbd import NbdPayload
-from lukshdrfs.payload.new_file import new_payload_file
-from lukshdrfs.payload.signatures import DescriptorSource, Signature, erase, known_signature_of, names_of, recognise
+from lukshdrfs.payload.nbd.address import is_network
+from lukshdrfs.payload.nbd.payload import NbdPayload
+from lukshdrfs.payload.opening import Access, PayloadName, new_payload, open_payload
+from lukshdrfs.payload.qemu.payload import EnginePayload
+from lukshdrfs.payload.writing import sync_descriptor, write_all
 
 __all__ = [
-    "DescriptorSource",
+    "Access",
     "EnginePayload",
     "FilePayload",
     "NbdPayload",
     "Payload",
-    "PayloadFunctions",
-    "Signature",
-    "check_format",
-    "create_image",
-    "erase",
+    "PayloadName",
     "is_network",
-    "is_plain",
-    "known_signature_of",
-    "names_of",
-    "new_payload_file",
-    "open_indirect",
-    "recognise",
+    "new_payload",
+    "open_payload",
+    "sync_descriptor",
+    "write_all",
 ]

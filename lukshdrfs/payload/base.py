@@ -2,26 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Protocol
-
-
-@dataclass(frozen=True, slots=True)
-class PayloadFunctions:
-    """
-    Addresses of C functions that read, write and flush a payload, from any thread.
-
-    Each takes the object first, then, but for `flush`, data, size and offset (bytes), and returns 0 or an errno.
-    `write` takes last whether it is synchronous, `flush` whether it was asked for (see Payload). `start` is as
-    `nbd_client_start` in nbd_client.h. An address of 0: there is no such function; without `read`, the payload has a
-    descriptor.
-    """
-
-    payload: int
-    read: int
-    write: int
-    flush: int
-    start: int
+from typing import Protocol, Self
 
 
 class Payload(Protocol):
@@ -48,8 +29,8 @@ class Payload(Protocol):
         """A file descriptor whose bytes are the payload's, at the same offsets; None if there is none."""
 
     @property
-    def functions(self) -> PayloadFunctions | None:
-        """What serves C code, for all but reading where there is a descriptor. Good until `close`."""
+    def native(self) -> object | None:
+        """The payload as C code has it, a `struct payload` that is good until `close`; None if it has none."""
 
     def identity(self) -> tuple[int, int] | None:
         """Return device and inode number, by which two paths to one file are told; None if it is no file here."""
@@ -72,12 +53,11 @@ class Payload(Protocol):
         one that is: so all who rely on flushes hear of it.
         """
 
-    def be_patient(self, *, patient: bool) -> None:
-        """
-        Wait for a storage that is away, or not.
+    def fail_waiting(self) -> None:
+        """Have what waits for a storage that is away fail with EIO at once, and all that comes, if that can be had."""
 
-        If not, what waits fails with EIO at once, and so does all that comes; as far as that can be had.
-        """
+    def wait_again(self) -> None:
+        """Have requests wait again for a storage that is away."""
 
     def resize(self, size: int) -> None:
         """Make it `size` bytes long, new ones being zero. Raises PayloadError, with EPERM where that cannot be."""
@@ -90,3 +70,7 @@ class Payload(Protocol):
 
     def close(self) -> None:
         """Let go of the storage and its locks. May be called again."""
+
+    def __enter__(self) -> Self: ...
+
+    def __exit__(self, *_: object) -> None: ...

@@ -13,8 +13,7 @@ import threading
 from typing import Self
 
 from lukshdrfs.errors import DeviceError, InUse, PayloadError, ReadOnlyError
-from lukshdrfs.payload._file_writes import ffi, lib
-from lukshdrfs.payload.base import PayloadFunctions
+from lukshdrfs.native import ffi, lib
 from lukshdrfs.payload.image_locks import lock_image
 from lukshdrfs.payload.in_use import check_unused
 from lukshdrfs.payload.loop_devices import UnknownBacking, backings
@@ -35,8 +34,8 @@ class FilePayload:
         """Take over an open descriptor; use `FilePayload.open`."""
         self._descriptor = descriptor
         self._write_through = write_through
-        self._writes_made = threading.Lock()
-        self._writes: object = None
+        self._native_made = threading.Lock()
+        self._native: object = None
         self._locks: list[int] = []
         """What lies behind a loop device, open for its locks alone."""
         self._name = name
@@ -110,14 +109,6 @@ class FilePayload:
         return self._descriptor
 
     @property
-    def functions(self) -> PayloadFunctions:
-        """See Payload. Reading is the descriptor's."""
-        write, flush = (
-            int(ffi.cast("uintptr_t", ffi.addressof(lib, f"file_writes_{what}"))) for what in ("write", "flush")
-        )
-        return PayloadFunctions(int(ffi.cast("uintptr_t", self._writing())), read=0, write=write, flush=flush, start=0)
-
-    @property
     def is_regular(self) -> bool:
         """Whether it is a regular file, no device."""
         return stat.S_ISREG(os.fstat(self._descriptor).st_mode)
@@ -145,9 +136,9 @@ class FilePayload:
             raise ReadOnlyError(f"payload {self._name} is open for reading only")
         done = 0
         if data and (synchronous or self._write_through):
-            writes = self._writing()
+            native = self.native
             with ffi.from_buffer("uint8_t[]", data) as view:  # given back before anything is raised
-                code = lib.file_writes_write(writes, view, len(view), offset, True)
+                code = lib.file_payload_write(native, view, len(view), offset, True)
             self._check(code, "writing", offset)
             done = len(data)
         while done < len(data):
@@ -159,23 +150,24 @@ class FilePayload:
     def flush(self, *, asked: bool = True) -> None:
         """See Payload."""
         if not self._read_only:
-            self._check(lib.file_writes_flush(self._writing(), asked), "flushing", 0)
+            self._check(lib.file_payload_flush(self.native, asked), "flushing", 0)
 
     def _check(self, code: int, doing: str, offset: int) -> None:
         if code:
             raise self._failure(doing, offset, OSError(code, os.strerror(code))) from None
 
-    def _writing(self) -> object:
-        """Return the C object that writes; it is made when it is first needed, for many only read."""
-        with self._writes_made:
+    @property
+    def native(self) -> object:
+        """See Payload. It is made when it is first needed, for many only read."""
+        with self._native_made:
             if self._descriptor < 0:
                 raise PayloadError(f"payload {self._name} is closed", errno.EBADF)
-            if self._writes is None:
+            if self._native is None:
                 others = [] if self._read_only else self._descriptions()
-                self._writes = lib.file_writes_new(self._descriptor, others, len(others), self._write_through)
-                if self._writes == ffi.NULL:
+                self._native = lib.file_payload_new(self._descriptor, others, len(others), self._write_through)
+                if self._native == ffi.NULL:
                     raise MemoryError
-            return self._writes
+            return self._native
 
     def _descriptions(self) -> list[int]:
         """Return descriptors of further open file descriptions of the same file; none where that cannot be."""
@@ -187,8 +179,11 @@ class FilePayload:
             log.debug("payload %s: synchronous writes are done %d at a time: %s", self._name, len(others) or 1, error)
         return others
 
-    def be_patient(self, *, patient: bool) -> None:
-        """See Payload. The kernel has it, and lets nobody go."""
+    def fail_waiting(self) -> None:
+        """See Payload. The kernel has what waits, and lets nobody go."""
+
+    def wait_again(self) -> None:
+        """See Payload."""
 
     def resize(self, size: int) -> None:
         """See Payload. Only a regular file can be resized."""
@@ -216,9 +211,9 @@ class FilePayload:
     def close(self) -> None:
         """See Payload."""
         descriptor, self._descriptor = self._descriptor, -1
-        writes, self._writes = self._writes, None
-        if writes is not None and writes != ffi.NULL:
-            lib.file_writes_free(writes)
+        native, self._native = self._native, None
+        if native is not None and native != ffi.NULL:
+            lib.file_payload_free(native)
         for lock in self._locks:
             os.close(lock)
         self._locks = []

@@ -1,20 +1,18 @@
 /* See file_writes.h. */
 #define _GNU_SOURCE
-#include "file_writes.h"
+#include "payload/file_writes.h"
 
 #include <errno.h>
 #include <fcntl.h>
-#include <linux/magic.h>
 #include <pthread.h>
 #include <stdatomic.h>
 #include <stdlib.h>
 #include <string.h>
-#include <sys/stat.h>
 #include <sys/uio.h>
-#include <sys/vfs.h>
 #include <unistd.h>
 
-#include "fair_lock.h"
+#include "payload/errno_of_disk.h"
+#include "threads/fair_lock.h"
 
 /* Bytes written by one call that is not synchronous. The page cache keeps what one call writes in folios of up to that
  * size, and ext4 goes through all blocks of a folio at each small write to it: after writes of 1 MiB, random ones took
@@ -36,19 +34,13 @@ struct file_writes {
     int descriptors[];
 };
 
-static int in_memory(int descriptor) {
-    struct statfs storage;
-    struct stat status;
-    return fstatfs(descriptor, &storage) == 0 && (storage.f_type == TMPFS_MAGIC || storage.f_type == RAMFS_MAGIC) &&
-           fstat(descriptor, &status) == 0 && S_ISREG(status.st_mode); /* /dev is a tmpfs, too */
-}
-
-struct file_writes *file_writes_new(int descriptor, const int *others, size_t count, int through) {
+struct file_writes *file_writes_new(int descriptor, const int *others, size_t count, int through,
+                                    int in_memory) {
     struct file_writes *writes = calloc(1, sizeof *writes + count * sizeof writes->descriptors[0]);
     if (!writes)
         return NULL;
     *writes = (struct file_writes){.descriptor = descriptor, .through = through, .count = count, .left = count,
-                                   .piece = in_memory(descriptor) ? SIZE_MAX : LARGEST_WRITE};
+                                   .piece = in_memory ? SIZE_MAX : LARGEST_WRITE};
     for (size_t i = 0; i < count; i++)
         writes->descriptors[i] = others[i];
     fair_lock_init(&writes->others);
@@ -66,11 +58,7 @@ void file_writes_free(struct file_writes *writes) {
     free(writes);
 }
 
-/* A payload on a file system whose daemon is gone says that of its own connection; to whoever uses the image it is a disk
- * that fails. */
-static int storage_error(void) { return errno == ENOTCONN || errno == ECONNABORTED ? EIO : errno; }
-
-static int sync_all(int descriptor) { return fdatasync(descriptor) == 0 ? 0 : storage_error(); }
+static int sync_all(int descriptor) { return fdatasync(descriptor) == 0 ? 0 : errno_of_disk(); }
 
 /* Writes all of it, by calls of at most `piece` bytes. Returns 0 or an errno. */
 static int put(int descriptor, const uint8_t *data, size_t size, uint64_t offset, size_t piece, int flags) {
@@ -80,7 +68,7 @@ static int put(int descriptor, const uint8_t *data, size_t size, uint64_t offset
         if (count < 0 && errno == EINTR)
             continue;
         if (count <= 0)
-            return count ? storage_error() : EIO;
+            return count ? errno_of_disk() : EIO;
         data += count;
         size -= (size_t)count;
         offset += (uint64_t)count;

@@ -13,9 +13,9 @@
 struct file_writes;
 
 /* `descriptor` stays the caller's; the `count` others, further open file descriptions of the same file, do not. So many
- * synchronous writes are done at a time, and one where there are none. With `through`, every write is synchronous. Returns
- * NULL where memory is missing; then nothing has been taken over. */
-struct file_writes *file_writes_new(int descriptor, const int *others, size_t count, int through);
+ * synchronous writes are done at a time, and one where there are none. With `through`, every write is synchronous;
+ * `in_memory`: the file is on a tmpfs. Returns NULL where memory is missing; then nothing has been taken over. */
+struct file_writes *file_writes_new(int descriptor, const int *others, size_t count, int through, int in_memory);
 void file_writes_free(struct file_writes *writes);
 
 /* Writes at a byte; with `synchronous`, it is on the storage on return. Returns 0 or an errno. */

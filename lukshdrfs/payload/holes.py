@@ -7,7 +7,10 @@ import os
 from bisect import bisect_right
 from dataclasses import dataclass, field
 
-from lukshdrfs.payload.block_scan import BLOCK
+from lukshdrfs.sectors import SECTOR
+
+BLOCK = SECTOR
+"""Bytes of a block, whose marks are its own."""
 
 _REMEMBERED = 1 << 16
 _LEAST_DATA = 1 << 20

@@ -16,7 +16,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from lukshdrfs.errors import InUse
-from lukshdrfs.mount_table import mount_lines, unescaped
+from lukshdrfs.mounts.mountinfo import mount_lines, unescaped
 
 _SYSFS_SECTOR = 512
 

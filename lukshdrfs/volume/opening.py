@@ -9,43 +9,26 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
 
-from lukshdrfs.cipher import CipherSpec, SectorCipher, check_sector_size
-from lukshdrfs.errors import DeviceError, HeaderError, UnsupportedFeature, UsageError
-from lukshdrfs.luks import Digest, Header, KdfLimits, Segment, UnlockedKey, accept_volume_key, unlock
-from lukshdrfs.luks.unlock_work import check_work_to_unlock
-from lukshdrfs.payload import FilePayload, Payload, is_network, is_plain, open_indirect
+from lukshdrfs.cipher import CipherSpec, SectorCipher
+from lukshdrfs.errors import DeviceError, HeaderError, UsageError
+from lukshdrfs.headers.pin import HeaderPin
+from lukshdrfs.headers.source import read_header, source_descriptor
+from lukshdrfs.headers.tolerance import FOR_UNLOCKING
+from lukshdrfs.luks.keys.kdf import KdfLimits
+from lukshdrfs.luks.keys.unlock import UnlockedKey, accept_volume_key, unlock
+from lukshdrfs.luks.keys.unlock_work import check_work_to_unlock
+from lukshdrfs.luks.model import Digest, Header, Segment
+from lukshdrfs.payload import Access, Payload, PayloadName, is_network, open_payload
 from lukshdrfs.secret import SecretBytes
-from lukshdrfs.sectors import round_down
-from lukshdrfs.volume.extent import Extent
-from lukshdrfs.volume.header_source import HeaderPin, read_header, source_descriptor
-from lukshdrfs.volume.recognition import Claim, PassOver, check_place, check_raw
+from lukshdrfs.volume.extents import Extent
+from lukshdrfs.volume.foreign_data import Claim, PassOver, check_place, check_raw
+from lukshdrfs.volume.placement import Placed, Window, place, window_of
+from lukshdrfs.volume.usable import check_usable, overlaps_header
 from lukshdrfs.volume.volume import Volume
 
 log = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True, slots=True)
-class Window:
-    """Which part of the payload is the volume, where the header leaves that open."""
-
-    offset: int | None = None
-    """Bytes; only for a header whose own offset is 0."""
-    size: int | None = None
-    """Bytes; only for a header whose last segment is dynamic."""
-
-
-@dataclass(frozen=True, slots=True)
-class _Placed:
-    """A segment that is known to lie on the payload."""
-
-    segment: Segment
-    start: int
-    size: int
-    payload_offset: int
-    dynamic: bool
 
 
 class LockedVolume:
@@ -72,7 +55,7 @@ class LockedVolume:
         if not detached and overlaps_header(header):
             raise HeaderError("a segment lies over the header itself")
         self._claim: Claim | None = None
-        self._placed = _place(header, payload.size, window or Window())
+        self._placed = place(header, payload.size, window or Window())
 
     @property
     def size(self) -> int:
@@ -94,7 +77,7 @@ class LockedVolume:
             self._claim = None  # there is nothing to see later that would matter
 
     def unlock(self, passphrase: SecretBytes, keyslot: int | None = None, limits: KdfLimits | None = None) -> Volume:
-        """Return the volume that a passphrase opens. Raises what `lukshdrfs.luks.unlock` raises."""
+        """Return the volume that a passphrase opens. Raises what `lukshdrfs.luks.keys.unlock` raises."""
         return self._open(lambda digest: unlock(self.header, digest, passphrase, keyslot, limits))
 
     def unlock_with_volume_key(self, volume_key: SecretBytes, limits: KdfLimits | None = None) -> Volume:
@@ -136,7 +119,7 @@ class LockedVolume:
             raise
 
     @staticmethod
-    def _extent(placed: _Placed, ciphers: Mapping[int, SectorCipher]) -> Extent:
+    def _extent(placed: Placed, ciphers: Mapping[int, SectorCipher]) -> Extent:
         segment = placed.segment
         return Extent(
             placed.start,
@@ -163,119 +146,11 @@ class LockedVolume:
         }
 
 
-def overlaps_header(header: Header) -> bool:
-    """Whether a segment would begin in the header, were that on the payload itself."""
-    return any(segment.offset < len(header.area) for segment in header.segments)
-
-
 def _digest_of(header: Header, segment: Segment) -> Digest:
     digest = header.digest_of_segment(segment.id)
     if digest is None:
         raise HeaderError(f"segment {segment.id} is bound to no digest")
     return digest
-
-
-def check_usable(header: Header) -> None:
-    """
-    Raise UnsupportedFeature if the header asks for anything that is not implemented.
-
-    A program that meets a requirement it does not know must not touch the data (LUKS2 specification, section 3.4
-    "Config object"); a reencryption in progress is such a requirement too.
-    """
-    if header.requirements:
-        names = ", ".join(header.requirements)
-        raise UnsupportedFeature(
-            f"the header requires {names}, which is not supported: its data and keyslots are not touched; 'info', "
-            "'header verify' and 'header backup' work"
-        )
-    for segment in header.segments:
-        where = f"segment {segment.id}"
-        if segment.type not in ("crypt", "linear"):
-            raise UnsupportedFeature(f"{where} has the type {segment.type!r}, which is not supported")
-        if segment.flags:
-            raise UnsupportedFeature(f"{where} has the flags {', '.join(segment.flags)}, which are not supported")
-        if segment.integrity:
-            raise UnsupportedFeature(f"{where} has integrity protection ({segment.integrity}), not supported")
-        if segment.type == "crypt":
-            CipherSpec.parse(segment.encryption)
-            check_sector_size(segment.sector_size)
-        else:
-            log.warning("%s is linear: what is in it is stored unencrypted", where)
-    if all(segment.type == "linear" for segment in header.segments):
-        # any passphrase would do, and whoever swapped the header would read what is written
-        raise UnsupportedFeature(
-            "no segment of the header is encrypted; the payload is plaintext, or the header is forged"
-        )
-    first = header.segments[0]
-    if len(header.segments) == 1 and first.iv_tweak:
-        raise UnsupportedFeature(
-            f"segment 0 is alone and has iv_tweak {first.iv_tweak}: by the specification, its first sector's IV is "
-            f"{first.iv_tweak}, to cryptsetup 2.6 it is 0; the wrong reading would destroy data, so neither is taken"
-        )
-
-
-def _place(header: Header, payload_size: int, window: Window) -> list[_Placed]:
-    first, last = header.segments[0], header.segments[-1]
-    if window.offset is not None and first.offset not in (0, window.offset):
-        raise UsageError(f"--offset {window.offset}: the header itself says {first.offset}")
-    if window.size is not None and last.size is not None:
-        raise UsageError(f"--size {window.size}: the header itself says how large the volume is")
-    shift = window.offset if window.offset is not None and first.offset == 0 else 0
-    if shift % first.sector_size or (window.size or 0) % last.sector_size:
-        raise UsageError("--offset and --size must be multiples of the sector size")
-    placed: list[_Placed] = []
-    start = 0
-    for segment in header.segments:
-        offset = segment.offset + shift
-        wanted = segment.size
-        if wanted is None and window.size is not None:
-            wanted = window.size - start
-        size = _size_on_payload(segment, offset, wanted, payload_size)
-        placed.append(_Placed(segment, start, size, offset, dynamic=wanted is None))
-        start += size
-    return placed
-
-
-def _size_on_payload(segment: Segment, offset: int, wanted: int | None, payload_size: int) -> int:
-    """Return the bytes of a segment, after checking that the payload has them."""
-    there = payload_size - offset
-    if wanted is None:
-        if there < segment.sector_size:
-            raise DeviceError(
-                f"the payload has {payload_size} bytes; the header puts the data at byte {offset}, "
-                f"in sectors of {segment.sector_size}: not even one fits"
-            )
-        if tail := there % segment.sector_size:
-            log.warning("the payload's last %d bytes are less than a sector and are left out", tail)
-        return round_down(there, segment.sector_size)
-    if wanted <= 0 and segment.size is None:
-        raise UsageError("--size: the volume would be empty")
-    if wanted <= 0 or wanted % segment.sector_size:
-        raise HeaderError(f"segment {segment.id} has {wanted} bytes, not whole sectors")
-    if wanted > there and segment.size is None:
-        raise UsageError(f"--size: the payload has {there} bytes from byte {offset} on")
-    if wanted > there:
-        raise DeviceError(
-            f"the payload has {payload_size} bytes; the header's segment {segment.id} needs {offset + wanted}: "
-            "is it the header of another volume?"
-        )
-    return wanted
-
-
-def window_of(headers: Sequence[Header], window: Window) -> tuple[int, int] | None:
-    """Return the part of the payload that any of some headers could mean (offset and size in bytes), None for all."""
-    ranges = []
-    for header in headers:
-        last = header.segments[-1]
-        start = min(segment.offset for segment in header.segments) or window.offset or 0
-        size = window.size if last.size is None else last.offset - start + last.size
-        if last.size is not None and window.offset and header.segments[0].offset == 0:
-            size = last.offset + last.size
-        if size is None:
-            return None
-        ranges.append((start, start + size))
-    start, end = min(first for first, _ in ranges), max(last for _, last in ranges)
-    return start, end - start
 
 
 def open_volume(
@@ -307,13 +182,9 @@ def open_volume(
     secret = volume_key if passphrase is None else passphrase
     if secret is None or (passphrase is not None and volume_key is not None):
         raise UsageError("open_volume() takes either a passphrase or a volume key")
-    parsed = read_header(payload if header is None else header, pin, salvage=True)
+    parsed = read_header(payload if header is None else header, pin, FOR_UNLOCKING)
     part = None if header is None else window_of([parsed], Window(offset, size))
-    opened: Payload
-    if is_plain(os.fspath(payload)):
-        opened = FilePayload.open(payload, read_only=read_only, window=part)
-    else:
-        opened = open_indirect(os.fspath(payload), "raw", read_only=read_only)
+    opened = open_payload(PayloadName(os.fspath(payload)), Access(read_only=read_only, window=part))
     try:
         check_raw(opened, PassOver(force=force))
         locked = lock_volume(

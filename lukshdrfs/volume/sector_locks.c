@@ -1,5 +1,5 @@
 /* See sector_locks.h. */
-#include "sector_locks.h"
+#include "volume/sector_locks.h"
 
 #include <pthread.h>
 #include <stdlib.h>

@@ -12,7 +12,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from lukshdrfs.volume._sector_locks import ffi, lib
+from lukshdrfs.native import ffi, lib
 
 _PAST_ALL = (1 << 64) - 1
 
@@ -45,14 +45,6 @@ class SectorLocks:
             lib.sector_locks_release(self._locks, held)
 
     @property
-    def c_address(self) -> int:
-        """Where the C object is; it lives as long as this one."""
-        return int(ffi.cast("uintptr_t", self._locks))
-
-
-def c_functions() -> dict[str, int]:
-    """Return the addresses of the locks' functions, for C code of other modules: `hold`, `try` and `release`."""
-    return {
-        name: int(ffi.cast("uintptr_t", ffi.addressof(lib, f"sector_locks_{name}")))
-        for name in ("hold", "try", "release")
-    }
+    def native(self) -> object:
+        """The C object, which lives as long as this one."""
+        return self._locks

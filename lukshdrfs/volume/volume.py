@@ -11,17 +11,16 @@ from __future__ import annotations
 import errno
 import logging
 import os
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import replace
+from collections.abc import Callable, Mapping, Sequence
 from types import MappingProxyType
 from typing import Self
 
 from lukshdrfs.errors import PayloadError, ReadOnlyError
 from lukshdrfs.payload import Payload
 from lukshdrfs.payload.holes import unwritten_end
-from lukshdrfs.sectors import IV_SECTOR, SectorSpan, round_down
-from lukshdrfs.volume.direct_access import DirectAccess, DirectExtent
-from lukshdrfs.volume.extent import Extent
+from lukshdrfs.sectors import round_down
+from lukshdrfs.volume.extents import Extent, ExtentMap, Piece
+from lukshdrfs.volume.native_volume import NativeVolume
 from lukshdrfs.volume.sector_locks import SectorLocks
 
 log = logging.getLogger(__name__)
@@ -42,19 +41,20 @@ class Volume:
     ) -> None:
         """Put a volume together; the extents follow one another without gaps. Use `open_volume`."""
         self._payload = payload
-        self._extents = tuple(extents)
+        self._map = ExtentMap(extents)
         self._locks = SectorLocks()
+        self._native: NativeVolume | None = None
         self._properties = MappingProxyType(dict(properties or {}))
 
     @property
     def size(self) -> int:
         """Bytes of plaintext."""
-        return self._extents[-1].end
+        return self._map.last.end
 
     @property
     def sector_size(self) -> int:
         """Bytes of the largest encryption sector in it."""
-        return max(extent.sector_size for extent in self._extents)
+        return self._map.widest_sector
 
     @property
     def read_only(self) -> bool:
@@ -64,7 +64,7 @@ class Volume:
     @property
     def resizable(self) -> bool:
         """Whether the volume's size follows the payload's: the header does not fix it, nor did who opened it."""
-        return self._extents[-1].dynamic
+        return self._map.last.dynamic
 
     def resize(self, size: int) -> None:
         """
@@ -73,7 +73,7 @@ class Volume:
         Raises PayloadError: with EPERM where the size is fixed, EINVAL unless `size` is whole sectors and more than
         the segments before the last one, or the storage's errno; ReadOnlyError.
         """
-        last, before = self._extents[-1], self.size
+        last, before = self._map.last, self.size
         self._check_size(size)
         if size >= before:
             self.lengthen(size)
@@ -104,7 +104,7 @@ class Volume:
         whole sectors and no less than what the payload has, ECANCELED if it was not to go on, or the storage's errno;
         ReadOnlyError.
         """
-        last = self._extents[-1]
+        last = self._map.last
         self._check_size(size)
         if self.read_only:
             raise ReadOnlyError("the volume is open for reading only")
@@ -133,13 +133,13 @@ class Volume:
 
     def _fill(self, last: Extent, size: int, go_on: Callable[[int], bool]) -> None:
         """Write zeros from the volume's end on. The payload grows step by step: if we end, little of it is a hole."""
-        longer, zeros = replace(last, size=size - last.start), bytes(_GROW_STEP)
+        zeros = memoryview(bytes(_GROW_STEP))
         for offset in range(last.end, size, _GROW_STEP):
             step = min(_GROW_STEP, size - offset)
             end = last.payload_offset + offset + step - last.start
             if end > self._payload.size:
                 self._payload.resize(end)
-            self._write_piece(longer, memoryview(zeros)[:step], offset)
+            self._write_range(zeros[:step], offset, synchronous=False)
             if not go_on(offset + step - last.end):
                 raise PayloadError("stopped before it was done", errno.ECANCELED)
 
@@ -154,7 +154,7 @@ class Volume:
 
     def _check_size(self, size: int) -> None:
         """Raise PayloadError unless the volume may have another size, and this one."""
-        last = self._extents[-1]
+        last = self._map.last
         if not last.dynamic:
             raise PayloadError("the volume's size is fixed by its header, or by --size", errno.EPERM)
         if size <= last.start or (size - last.start) % last.sector_size:
@@ -163,7 +163,7 @@ class Volume:
     def room(self) -> int:
         """Return how many bytes the volume would have if it took all of the payload. Raises PayloadError."""
         self._payload.refresh_size()
-        last = self._extents[-1]
+        last = self._map.last
         if not last.dynamic:
             return self.size
         return last.start + max(0, round_down(self._payload.size - last.payload_offset, last.sector_size))
@@ -178,7 +178,7 @@ class Volume:
 
     def unwritten_end(self) -> int:
         """Return how many bytes at the end, in whole sectors, are a hole of the payload; 0 if there are others, too."""
-        last = self._extents[-1]
+        last = self._map.last
         if self._payload.descriptor is None or not last.dynamic:
             return 0
         end = last.payload_offset + last.size
@@ -187,14 +187,13 @@ class Volume:
     def refresh_size(self) -> None:
         """Notice that the payload has become longer or shorter. Raises PayloadError if not even a sector is left."""
         size = self.room()
-        if size <= self._extents[-1].start:
+        if size <= self._map.last.start:
             raise PayloadError("the payload has become too short for the volume")
         if size != self.size:
             self._set_size(size)
 
     def _set_size(self, size: int) -> None:
-        last = self._extents[-1]
-        self._extents = (*self._extents[:-1], replace(last, size=size - last.start))
+        self._map.move_border(len(self._map.extents) - 1, size)
 
     @property
     def properties(self) -> Mapping[str, str]:
@@ -205,31 +204,23 @@ class Volume:
         """Return when the payload was last written to, in nanoseconds since the epoch."""
         return self._payload.modified_ns()
 
-    def direct_access(self, threads: int) -> DirectAccess | None:
+    def native(self, threads: int) -> NativeVolume | None:
         """
         Return what C code needs to read and write the volume by itself, beside this object and under its locks.
 
-        So many threads of it need no memory for ciphers then. None if the payload has neither a descriptor nor C
-        functions. What is returned is good until `close`.
+        So many threads of it need no memory for ciphers then. It ends where this volume ends now, until it is told
+        otherwise. None if the payload is nothing that C code can use. What is returned is good until `close`.
+        Raises OutOfMemory.
         """
-        descriptor, functions = self._payload.descriptor, self._payload.functions
-        if descriptor is None and functions is None:
+        payload = self._payload.native
+        if payload is None:
             return None
-        for extent in self._extents:
-            if extent.cipher:
-                extent.cipher.prepare(threads)
-        extents = [
-            DirectExtent(
-                extent.start,
-                extent.size,
-                extent.payload_offset,
-                extent.iv_tweak,
-                extent.sector_size,
-                extent.cipher.c_address if extent.cipher else 0,
-            )
-            for extent in self._extents
-        ]
-        return DirectAccess(descriptor, functions, self.read_only, tuple(extents), self._locks.c_address)
+        if self._native is None:
+            for extent in self._map.extents:
+                if extent.cipher:
+                    extent.cipher.prepare(threads)
+            self._native = NativeVolume(payload, self._locks.native, self._map.extents, read_only=self.read_only)
+        return self._native
 
     def pread(self, size: int, offset: int) -> bytes:
         """
@@ -246,8 +237,8 @@ class Volume:
         if offset < 0:
             raise PayloadError(f"offset {offset} is negative", errno.EINVAL)
         size = max(0, min(len(buffer), self.size - offset))
-        for extent, first, last in self._pieces(offset, offset + size):
-            self._read_piece(extent, buffer[first - offset : last - offset], first)
+        if size:
+            self._read_range(buffer[:size], offset)
         return size
 
     def pwrite(self, data: bytes | bytearray | memoryview, offset: int, *, synchronous: bool = False) -> int:
@@ -266,8 +257,8 @@ class Volume:
         if view and offset >= self.size:
             raise PayloadError(f"write at byte {offset}: the volume ends at {self.size}", errno.ENOSPC)
         size = min(len(view), max(0, self.size - offset))
-        for extent, first, last in self._pieces(offset, offset + size):
-            self._write_piece(extent, view[first - offset : last - offset], first, synchronous=synchronous)
+        if size:
+            self._write_range(view[:size], offset, synchronous=synchronous)
         return size
 
     def flush(self, *, asked: bool = True) -> None:
@@ -278,18 +269,23 @@ class Volume:
         """
         self._payload.flush(asked=asked)
 
-    def be_patient(self, *, patient: bool) -> None:
-        """Have reads and writes wait for a storage that is away, or fail at once, as far as that can be had."""
-        self._payload.be_patient(patient=patient)
+    def fail_waiting(self) -> None:
+        """Have reads and writes fail at once that wait for a storage which is away, as far as that can be had."""
+        self._payload.fail_waiting()
+
+    def wait_again(self) -> None:
+        """Have reads and writes wait again for a storage that is away."""
+        self._payload.wait_again()
 
     def wipe_keys(self) -> None:
         """Wipe the key, and keep the payload. Nobody may be reading or writing, and nobody can from now on."""
-        for extent in self._extents:
+        for extent in self._map.extents:
             if extent.cipher:
                 extent.cipher.close()
 
     def close(self) -> None:
         """Wipe the key and let go of the payload. Does not flush. May be called again."""
+        self._native = None
         self.wipe_keys()
         self._payload.close()
 
@@ -303,48 +299,43 @@ class Volume:
         finally:
             self.close()
 
-    def _pieces(self, start: int, end: int) -> Iterator[tuple[Extent, int, int]]:
-        """Yield the extents that a range of plaintext touches, each with the part of the range in it."""
-        for extent in self._extents:
-            first, last = max(start, extent.start), min(end, extent.end)
-            if first < last:
-                yield extent, first, last
+    def _read_range(self, buffer: memoryview, offset: int) -> None:
+        end = offset + len(buffer)
+        with self._locks.hold(*self._map.widened(offset, end), exclusive=False):
+            # only now: while this thread waited, a border between two extents may have moved
+            pieces = list(self._map.pieces(offset, end))
+            fetched = [self._fetch(piece, buffer[piece.start - offset : piece.end - offset]) for piece in pieces]
+        for piece, sectors in zip(pieces, fetched, strict=True):
+            piece.decrypt(sectors)
+            span = piece.span
+            if span.covered_size != span.size:
+                buffer[piece.start - offset : piece.end - offset] = sectors[span.skip : span.skip + span.size]
 
-    def _read_piece(self, extent: Extent, buffer: memoryview, offset: int) -> None:
-        span = SectorSpan.covering(offset - extent.start, len(buffer), extent.sector_size)
-        whole = span.covered_size == len(buffer)
-        sectors = buffer if whole else memoryview(bytearray(span.covered_size))
-        start = extent.start + span.offset
-        with self._locks.hold(start, start + span.covered_size, exclusive=False):
-            self._payload.read_into(sectors, extent.payload_offset + span.offset)
-        _decrypt(extent, sectors, span.offset)
-        if not whole:
-            buffer[:] = sectors[span.skip : span.skip + span.size]
+    def _fetch(self, piece: Piece, part: memoryview) -> memoryview:
+        """Return a piece's ciphertext, in its part of the buffer where that is whole sectors."""
+        whole = piece.span.covered_size == len(part)
+        sectors = part if whole else memoryview(bytearray(piece.span.covered_size))
+        self._payload.read_into(sectors, piece.place_of(0))
+        return sectors
 
-    def _write_piece(self, extent: Extent, data: memoryview, offset: int, *, synchronous: bool = False) -> None:
-        span = SectorSpan.covering(offset - extent.start, len(data), extent.sector_size)
-        sectors = memoryview(bytearray(span.covered_size))
-        start = extent.start + span.offset
-        with self._locks.hold(start, start + span.covered_size, exclusive=True):
-            self._fetch_partial_sectors(extent, sectors, span)
-            sectors[span.skip : span.skip + span.size] = data
-            if extent.cipher:
-                extent.cipher.encrypt(sectors, extent.iv_tweak + span.offset // IV_SECTOR)
-            self._payload.write(sectors, extent.payload_offset + span.offset, synchronous=synchronous)
+    def _write_range(self, data: memoryview, offset: int, *, synchronous: bool) -> None:
+        end = offset + len(data)
+        with self._locks.hold(*self._map.widened(offset, end), exclusive=True):
+            for piece in self._map.pieces(offset, end):  # only now, as for reading
+                span = piece.span
+                sectors = memoryview(bytearray(span.covered_size))
+                self._fetch_partial_sectors(piece, sectors)
+                sectors[span.skip : span.skip + span.size] = data[piece.start - offset : piece.end - offset]
+                piece.encrypt(sectors)
+                self._payload.write(sectors, piece.place_of(0), synchronous=synchronous)
 
-    def _fetch_partial_sectors(self, extent: Extent, sectors: memoryview, span: SectorSpan) -> None:
+    def _fetch_partial_sectors(self, piece: Piece, sectors: memoryview) -> None:
         """Put the plaintext of the sectors that are only partly written in their places."""
-        unit, last = extent.sector_size, span.covered_size - extent.sector_size
+        unit, span = piece.extent.sector_size, piece.span
         wanted = {0} if span.partial_head else set()
         if span.partial_tail:
-            wanted.add(last)
+            wanted.add(span.covered_size - unit)
         for at in wanted:
             sector = sectors[at : at + unit]
-            self._payload.read_into(sector, extent.payload_offset + span.offset + at)
-            _decrypt(extent, sector, span.offset + at)
-
-
-def _decrypt(extent: Extent, sectors: memoryview, offset: int) -> None:
-    """Decrypt whole sectors in place; `offset` is the first one's in its extent, in bytes."""
-    if extent.cipher:
-        extent.cipher.decrypt(sectors, extent.iv_tweak + offset // IV_SECTOR)
+            self._payload.read_into(sector, piece.place_of(at))
+            piece.decrypt(sector, at)

@@ -397,13 +397,13 @@ def test_nobody_waits(disk: Path, tmp_path: Path) -> None:
                 reader.start()
                 time.sleep(0.05)  # flushes wait for each other
             start = time.monotonic()
-            payload.be_patient(patient=False)
+            payload.fail_waiting()
             for reader in readers:
                 reader.join()
             assert time.monotonic() - start < 1
             assert caught == [errno.EIO] * 8
             assert payload.unflushed
-            payload.be_patient(patient=True)
+            payload.wait_again()
         server.kill()
         server.start()
         payload.flush()
@@ -428,7 +428,7 @@ def test_close_does_not_wait_for_a_server(disk: Path, tmp_path: Path) -> None:
             reader = threading.Thread(target=_read_in_vain, args=(payload,))
             reader.start()
             time.sleep(0.7)  # it is being connected to
-            payload.be_patient(patient=False)
+            payload.fail_waiting()
             reader.join()
             start = time.monotonic()
             payload.close()

@@ -16,7 +16,7 @@ from support.nbd import address, nbdkit, over_nbd
 from support.processes import alive
 from support.volumes import MIB
 
-pytestmark = [pytest.mark.root, pytest.mark.needs("fuse", "cryptsetup", "mount")]
+pytestmark = [pytest.mark.root, pytest.mark.needs("fuse", "cryptsetup", "mount"), pytest.mark.each_data_path]
 
 ROOM = 2 * MIB
 """What the storage holds; the volume believes that it has twice as much."""

@@ -32,12 +32,14 @@ from support.volumes import MIB
 
 from lukshdrfs.cipher import CipherSpec
 from lukshdrfs.errors import HeaderError, LukshdrfsError, PayloadError
-from lukshdrfs.luks import Header, parse_header, unlock
-from lukshdrfs.luks.edit import NewKeyslot
+from lukshdrfs.headers import file as header_file
+from lukshdrfs.headers import open_header, read_header, repair_header
+from lukshdrfs.luks.header import parse_header
+from lukshdrfs.luks.keys.material import NewKeyslot
+from lukshdrfs.luks.keys.unlock import unlock
 from lukshdrfs.luks.keyslots import change_keyslot, volume_digest
-from lukshdrfs.luks.model import Digest, Keyslot
+from lukshdrfs.luks.model import Digest, Header, Keyslot
 from lukshdrfs.secret import SecretBytes
-from lukshdrfs.volume import header_file, open_header, read_header, repair_header
 
 # to its own user, the program is not open for tracing
 pytestmark = [pytest.mark.root, pytest.mark.needs("cryptsetup", "strace")]

@@ -24,7 +24,7 @@ from support.tools import program
 from support.volumes import MIB
 from support.waiting import wait_until
 
-from lukshdrfs.volume import read_header
+from lukshdrfs.headers import read_header
 
 pytestmark = [pytest.mark.needs("cryptsetup")]
 

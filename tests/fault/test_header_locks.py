@@ -22,8 +22,9 @@ from support.volumes import MakeVolume
 from support.waiting import wait_until
 
 from lukshdrfs.errors import InUse
-from lukshdrfs.volume import header_lock, open_header, read_header
-from lukshdrfs.volume.header_lock import LOCK_FOLDER
+from lukshdrfs.headers import lock as header_lock
+from lukshdrfs.headers import open_header, read_header
+from lukshdrfs.headers.lock import LOCK_FOLDER
 
 pytestmark = [pytest.mark.needs("cryptsetup")]
 

@@ -23,7 +23,9 @@ from support.ordinary_user import NUMBER, SOMEBODY_ELSE, OrdinaryUser, ordinary_
 from support.volumes import MakeVolume
 
 from lukshdrfs.errors import DeviceError, InUse
-from lukshdrfs.volume import create_header_file, new_header_file, replace_header_file, write_all
+from lukshdrfs.headers import create_header_file, replace_header_file
+from lukshdrfs.headers import new_file as new_header_file
+from lukshdrfs.payload import write_all
 
 CHEAP = ["--pbkdf", "pbkdf2", "--pbkdf-force-iterations", "1000"]
 ACL = "system.posix_acl_access"

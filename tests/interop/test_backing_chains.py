@@ -11,7 +11,7 @@ from support.engines import engine_of, first_bytes, opened, refusal
 from support.processes import kill, wait_gone
 from support.qcow2_images import name_backing_file, name_data_file, new_image
 
-from lukshdrfs.payload.backing_chain import MAX_DEPTH
+from lukshdrfs.payload.qemu.backing_chain import MAX_DEPTH
 
 pytestmark = pytest.mark.needs("qemu-storage-daemon", "qemu-img")
 

@@ -18,7 +18,7 @@ from support.mounts import lukshdrfs
 from support.tools import program
 from support.volumes import MIB, SECRET
 
-from lukshdrfs.cli.picture import PNG_SIGNATURE
+from lukshdrfs.cli.terminal.picture import PNG_SIGNATURE
 
 SIZE = 24 * MIB
 FAST = ("--pbkdf", "pbkdf2", "--pbkdf-force-iterations", "1000")

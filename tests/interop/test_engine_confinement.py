@@ -22,11 +22,11 @@ from support.qcow2_images import name_backing_file, name_data_file, new_image
 from support.tools import program
 
 from lukshdrfs.errors import DeviceError, InUse
-from lukshdrfs.payload import confined_process, engine
-from lukshdrfs.payload.backing_chain import Layer
-from lukshdrfs.payload.confined_process import Access, ConfinedProcess
-from lukshdrfs.payload.engine_payload import EnginePayload
-from lukshdrfs.payload.image_file import ImageFile
+from lukshdrfs.payload.qemu import confined_process, engine
+from lukshdrfs.payload.qemu.backing_chain import Layer
+from lukshdrfs.payload.qemu.confined_process import Access, ConfinedProcess
+from lukshdrfs.payload.qemu.image_file import ImageFile
+from lukshdrfs.payload.qemu.payload import EnginePayload
 
 pytestmark = pytest.mark.needs("qemu-storage-daemon", "qemu-img")
 
@@ -136,7 +136,7 @@ def test_the_engine_opens_the_image_and_libraries_alone(image: Path, treasure: P
     trace = tmp_path / "trace"
     work = (
         "import sys, lukshdrfs.payload as p\n"
-        "with p.open_indirect(sys.argv[1], 'qcow2', read_only=False, patience_s=4) as payload:\n"
+        "with p.open_payload(p.PayloadName(sys.argv[1], 'qcow2'), p.Access(patience_s=4)) as payload:\n"
         "    for line in sys.stdin:\n"
         "        try: payload.write(memoryview(bytes(4096)), 0); payload.flush(); print('written', flush=True)\n"
         "        except Exception as error: print(error, flush=True)\n"
@@ -221,15 +221,16 @@ assert not libc.prctl(38, 1, 0, 0, 0)
 filters = ctypes.create_string_buffer(struct.pack("@HxxxxxxP", 4, ctypes.addressof(kept)))
 assert not libc.prctl(22, 2, filters)
 from lukshdrfs.errors import DeviceError
-from lukshdrfs.payload import confined_process, engine, open_indirect
-from lukshdrfs.payload.backing_chain import Layer
+from lukshdrfs.payload import Access, PayloadName, open_payload
+from lukshdrfs.payload.qemu import confined_process, engine
+from lukshdrfs.payload.qemu.backing_chain import Layer
 assert not confined_process.restricts_files()
-with open_indirect(sys.argv[1], "qcow2", read_only=False) as payload:
+with open_payload(PayloadName(sys.argv[1], "qcow2"), Access()) as payload:
     payload.write(memoryview(bytes(512)), 0)
 engine.open_chain = lambda image, image_format, **_: [Layer(image, image_format)]
 engine.check_header = lambda _: None
 try:
-    open_indirect(sys.argv[2], "qcow2", read_only=False)
+    open_payload(PayloadName(sys.argv[2], "qcow2"), Access())
 except DeviceError as error:
     print(error)
 """
@@ -257,13 +258,14 @@ def test_a_kernel_without_landlock(image: Path, treasure: Path, tmp_path: Path) 
 def test_an_ordinary_users_engine(tmp_path: Path) -> None:
     """The same holds for a user without any privilege: an image that names that user's own files is refused."""
     work = (
-        "import os, sys; from lukshdrfs.payload import engine, open_indirect\n"
-        "from lukshdrfs.payload.backing_chain import Layer\n"
-        "with open_indirect('image', 'qcow2', read_only=False) as payload:\n"
+        "import os, sys; from lukshdrfs.payload import Access, PayloadName, open_payload\n"
+        "from lukshdrfs.payload.qemu import engine\n"
+        "from lukshdrfs.payload.qemu.backing_chain import Layer\n"
+        "with open_payload(PayloadName('image', 'qcow2'), Access()) as payload:\n"
         "    payload.write(memoryview(bytes(512)), 0)\n"
         "engine.open_chain = lambda image, image_format, **_: [Layer(image, image_format)]\n"
         "engine.check_header = lambda _: None\n"
-        "try: open_indirect('trap', 'qcow2', read_only=False)\n"
+        "try: open_payload(PayloadName('trap', 'qcow2'), Access())\n"
         "except Exception as error: print(os.geteuid(), error)\n"
     )
     with ordinary_user(tmp_path) as user:

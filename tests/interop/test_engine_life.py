@@ -13,10 +13,10 @@ from support.processes import kill, wait_gone
 from support.qcow2_images import new_image
 
 from lukshdrfs.errors import DeviceError, InUse, LukshdrfsError
-from lukshdrfs.payload import engine
-from lukshdrfs.payload.confined_process import SAID_SIZE, Access, ConfinedProcess
-from lukshdrfs.payload.engine import Engine
-from lukshdrfs.payload.image_file import ImageFile
+from lukshdrfs.payload.qemu import engine
+from lukshdrfs.payload.qemu.confined_process import SAID_SIZE, Access, ConfinedProcess
+from lukshdrfs.payload.qemu.engine import Engine
+from lukshdrfs.payload.qemu.image_file import ImageFile
 
 pytestmark = pytest.mark.needs("qemu-storage-daemon", "qemu-img")
 

@@ -24,7 +24,7 @@ from support.luks2_edit import metadata, with_json_area, with_metadata
 from support.tools import program
 
 from lukshdrfs.errors import HeaderError
-from lukshdrfs.luks import parse_header
+from lukshdrfs.luks.header import parse_header
 
 pytestmark = pytest.mark.needs("cryptsetup")
 

@@ -13,7 +13,7 @@ from support.cryptsetup import LUKS1_XTS, XTS_512, XTS_4096, Format, LuksFiles, 
 from support.mounts import Mounted, mount_table, read_attribute
 from support.volumes import MIB, MakeVolume
 
-pytestmark = [pytest.mark.needs("fuse", "cryptsetup")]
+pytestmark = [pytest.mark.needs("fuse", "cryptsetup"), pytest.mark.each_data_path]
 
 
 def test_directory_holds_one_private_file(mounted: Mounted) -> None:

@@ -18,7 +18,7 @@ from support.mounts import Mounted
 from support.tools import program
 from support.volumes import MIB, MakeVolume
 
-pytestmark = [pytest.mark.needs("fuse", "cryptsetup")]
+pytestmark = [pytest.mark.needs("fuse", "cryptsetup"), pytest.mark.each_data_path]
 
 
 def fill(folder: Path) -> dict[str, str]:

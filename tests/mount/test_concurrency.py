@@ -17,6 +17,8 @@ from support.mounts import Mounted
 
 import lukshdrfs as package
 
+pytestmark = pytest.mark.each_data_path
+
 SECTOR = 4096
 ROUNDS = 60
 

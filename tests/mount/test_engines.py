@@ -22,7 +22,7 @@ from support.tools import program, qemu10
 from support.volumes import MIB, new_files
 from support.waiting import wait_until
 
-from lukshdrfs.payload.nbd import PATIENCE_S
+from lukshdrfs.payload.nbd.payload import PATIENCE_S
 
 pytestmark = pytest.mark.needs("fuse", "cryptsetup", "qemu-storage-daemon", "qemu-img")
 

@@ -16,7 +16,7 @@ from support.tools import program
 from support.volumes import MIB, MakeVolume
 from support.waiting import wait_until
 
-pytestmark = pytest.mark.needs("fuse", "cryptsetup")
+pytestmark = [pytest.mark.needs("fuse", "cryptsetup"), pytest.mark.each_data_path]
 
 SECTOR = 4096
 

@@ -20,7 +20,7 @@ from support.tools import program
 from support.volumes import MIB, MakeVolume, new_files
 
 from lukshdrfs.cipher import CipherSpec, SectorCipher
-from lukshdrfs.luks import parse_header
+from lukshdrfs.luks.header import parse_header
 from lukshdrfs.secret import SecretBytes
 
 pytestmark = pytest.mark.needs("fuse", "cryptsetup")

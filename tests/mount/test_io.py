@@ -21,7 +21,7 @@ from support.volumes import MIB, MakeVolume
 
 import lukshdrfs as package
 
-pytestmark = [pytest.mark.needs("fuse", "cryptsetup")]
+pytestmark = [pytest.mark.needs("fuse", "cryptsetup"), pytest.mark.each_data_path]
 
 SIZE = 4 * MIB
 PAGE = 4096

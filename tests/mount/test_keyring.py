@@ -13,8 +13,8 @@ import pytest
 from support.cryptsetup import LuksFiles, cryptsetup
 from support.mounts import Mounted, lukshdrfs
 
-from lukshdrfs.cli import secrets
-from lukshdrfs.cli.secrets import SecretSource
+from lukshdrfs.cli.secrets import asking
+from lukshdrfs.cli.secrets.source import SecretSource
 from lukshdrfs.errors import DeviceError
 from lukshdrfs.secret import SecretBytes
 
@@ -116,7 +116,7 @@ def test_systemds_agents_are_asked(
     """Where systemd runs and nobody is at a terminal, whoever answers its questions gives the passphrase."""
     questions = Path("/run/systemd/ask-password")
     questions.mkdir(parents=True, exist_ok=True)
-    monkeypatch.setattr(secrets, "_SYSTEMD_RUNS", tmp_path)
+    monkeypatch.setattr(asking, "_SYSTEMD_RUNS", tmp_path)
     stop = threading.Event()
     agent = threading.Thread(target=answer_questions, args=(questions, answer, stop))
     agent.start()
@@ -136,5 +136,5 @@ def test_systemds_agents_are_asked(
 @pytest.mark.usefixtures("_nothing_on_standard_input")
 def test_without_systemd_nobody_is_asked(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """Elsewhere, standard input is read, though nothing comes."""
-    monkeypatch.setattr(secrets, "_SYSTEMD_RUNS", tmp_path / "not there")
+    monkeypatch.setattr(asking, "_SYSTEMD_RUNS", tmp_path / "not there")
     assert not SecretSource().interactive

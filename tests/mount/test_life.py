@@ -29,7 +29,7 @@ from support.processes import alive, daemons, kill, wait_gone
 from support.tools import program
 from support.waiting import wait_until
 
-pytestmark = [pytest.mark.needs("fuse", "cryptsetup")]
+pytestmark = [pytest.mark.needs("fuse", "cryptsetup"), pytest.mark.each_data_path]
 
 
 @pytest.fixture

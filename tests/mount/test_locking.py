@@ -25,7 +25,7 @@ from support.waiting import wait_until
 
 import lukshdrfs as package
 
-pytestmark = pytest.mark.needs("fuse", "cryptsetup")
+pytestmark = [pytest.mark.needs("fuse", "cryptsetup"), pytest.mark.each_data_path]
 
 AT_ONCE = 1.0
 """Seconds within which reading must fail after a header has gone."""

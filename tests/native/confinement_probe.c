@@ -14,7 +14,7 @@
 #include <sys/un.h>
 #include <unistd.h>
 
-#include "confinement.h"
+#include "threads/confinement.h"
 
 static int file;
 static char lines[4096];

@@ -20,10 +20,10 @@
 #include <sys/socket.h>
 #include <unistd.h>
 
-#include "file_writes.h"
-#include "lane.h"
-#include "sector_cipher.h"
-#include "sector_locks.h"
+#include "cipher/sector_cipher.h"
+#include "fuse/lane/lane.h"
+#include "payload/file_payload.h"
+#include "volume/native_volume.h"
 
 #define STRIPE 1400  /* bytes, and no multiple of a sector */
 #define LARGEST 90000 /* bytes of a request: a message must fit a socket's buffer */
@@ -330,19 +330,20 @@ int main(int count, char **words) {
     kernel = device[0];
     libfuse = socket[0];
     struct sector_cipher *small = new_cipher(512), *large = new_cipher(4096);
-    const struct lane_extent extents[] = {
-        {0, 512 * 300, PAYLOAD_OFFSET, seed, 512, small},
-        {512 * 300, 4096 * 20, PAYLOAD_OFFSET + 512 * 300, 0, 512, NULL},
-        {512 * 300 + 4096 * 20, 4096 * 60, PAYLOAD_OFFSET + 512 * 300 + 4096 * 20, 8, 4096, large}};
-    struct lane_config config = {.device = device[1], .libfuse = socket[1], .payload = payload, .events = events[1],
-                                 .size = VOLUME, .largest_request = 1 << 20, .page_size = page_size,
-                                 .workers = (unsigned)atoi(words[3]), .extent_count = 3, .extents = extents,
-                                 .locks = sector_locks_new(), .crypt = (uintptr_t)sector_cipher_crypt,
-                                 .hold = (uintptr_t)sector_locks_hold, .try_hold = (uintptr_t)sector_locks_try,
-                                 .release = (uintptr_t)sector_locks_release,
-                                 .payload_object = file_writes_new(payload, &further, 1, 0),
-                                 .payload_write = (uintptr_t)file_writes_write,
-                                 .payload_flush = (uintptr_t)file_writes_flush};
+    const uint64_t first = 512 * 300, second = first + 4096 * 20;
+    const uint64_t ends[] = {first, second, VOLUME};
+    const struct extent extents[] = {
+        {.payload_shift = PAYLOAD_OFFSET, .iv_shift = seed, .sector_size = 512, .cipher = small},
+        {.payload_shift = PAYLOAD_OFFSET, .iv_shift = 0 - first / 512, .sector_size = 512, .cipher = NULL},
+        {.payload_shift = PAYLOAD_OFFSET, .iv_shift = 8 - second / 512, .sector_size = 4096, .cipher = large}};
+    struct sector_locks *locks = sector_locks_new();
+    struct payload *stored = file_payload_new(payload, &further, 1, 0);
+    CHECK(locks && stored);
+    struct native_volume *volume = native_volume_new(stored, locks, 0, extents, ends, 3);
+    CHECK(volume && native_volume_size(volume) == VOLUME);
+    struct lane_config config = {.device = device[1], .libfuse = socket[1], .events = events[1], .size = VOLUME,
+                                 .largest_request = 1 << 20, .page_size = page_size,
+                                 .workers = (unsigned)atoi(words[3]), .volume = volume};
     int error;
     struct lane *lane = lane_start(&config, &error);
     CHECK(lane && !error);
@@ -387,8 +388,9 @@ int main(int count, char **words) {
     shutdown(kernel, SHUT_RDWR);
     pthread_join(sorter, NULL);
     pthread_join(peer, NULL);
-    sector_locks_free(config.locks);
-    file_writes_free(config.payload_object);
+    native_volume_free(volume);
+    sector_locks_free(locks);
+    file_payload_free(stored);
     sector_cipher_free(small);
     sector_cipher_free(large);
     free(model);

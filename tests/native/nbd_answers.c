@@ -13,7 +13,7 @@
 #include <sys/socket.h>
 #include <unistd.h>
 
-#include "nbd_transmission.h"
+#include "payload/nbd/transmission.h"
 
 #define COMMANDS 6
 #define LARGEST 2048

@@ -19,7 +19,7 @@
 #include <sys/un.h>
 #include <unistd.h>
 
-#include "nbd_client.h"
+#include "payload/nbd/client.h"
 
 #define UNIT 512
 #define UNITS 64 /* of each thread */
@@ -241,8 +241,13 @@ struct user {
     int done, error;
 };
 
-static void finished(void *argument, int error) {
-    struct user *user = argument;
+struct transfer {
+    struct payload_request request; /* first: it is given back */
+    struct user *user;
+};
+
+static void finished(struct payload_request *request, int error) {
+    struct user *user = ((struct transfer *)request)->user;
     pthread_mutex_lock(&user->mutex);
     user->done = 1;
     user->error = error;
@@ -252,9 +257,12 @@ static void finished(void *argument, int error) {
 
 /* By one of the two ways. Units of one thread lie between those of others, so that they share blocks. */
 static int transfer_once(struct user *user, int writing, uint8_t *data, size_t count, uint64_t offset) {
+    struct payload *payload = nbd_client_payload(user->client);
+    struct transfer transfer = {
+        .request = {.writing = writing, .data = data, .size = count, .offset = offset, .finished = finished},
+        .user = user};
     user->done = 0;
-    if (rnd(&user->state, 2) &&
-        nbd_client_start(user->client, writing, data, count, offset, finished, user)) {
+    if (rnd(&user->state, 2) && payload->operations->start(payload, &transfer.request)) {
         pthread_mutex_lock(&user->mutex);
         while (!user->done)
             pthread_cond_wait(&user->called, &user->mutex);
@@ -284,7 +292,10 @@ static void *lose_patience(void *argument) {
     while (!atomic_load(&over)) {
         for (int patient = 0; patient < 2; patient++) {
             struct timespec pause = {.tv_nsec = 1000000L * (1 + rnd(&state, patient ? 15 : 3))};
-            nbd_client_be_patient(argument, patient);
+            if (patient)
+                nbd_client_wait_again(argument);
+            else
+                nbd_client_fail_waiting(argument);
             nanosleep(&pause, NULL);
         }
     }
@@ -316,10 +327,10 @@ static void *use(void *argument) {
     return NULL;
 }
 
-static void told(uintptr_t about, int what, const char *words) {
-    (void)about;
-    CHECK(what == NBD_CLIENT_LOST || what == NBD_CLIENT_BACK);
-    CHECK(words != NULL);
+static void on_event(void *context, int event, const char *detail) {
+    (void)context;
+    CHECK(event == NBD_CLIENT_LOST || event == NBD_CLIENT_BACK);
+    CHECK(detail != NULL);
 }
 
 int main(int count, char **arguments) {
@@ -341,7 +352,7 @@ int main(int count, char **arguments) {
     char uri[256], words[256] = "";
     snprintf(uri, sizeof uri, "nbd+unix:///?socket=%s", arguments[1]);
     struct nbd_client_config config = {.uri = uri, .connections = 4, .patience_ms = 30000, .kept_size = 64 << 10,
-                                       .told = (uintptr_t)told};
+                                       .on_event = on_event};
     int trouble;
     struct nbd_client *client = nbd_client_open(&config, &trouble, words, sizeof words);
     if (!client)

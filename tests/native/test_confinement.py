@@ -25,7 +25,7 @@ CANNOT = (
 def test_what_a_confined_thread_can_do(tmp_path: Path) -> None:
     """It cannot open, make, start or signal anything; one that connects can that alone; others can all."""
     target = tmp_path / "probe"
-    compile_native(target, Path(__file__).with_name("confinement_probe.c"), "confinement")
+    compile_native(target, Path(__file__).with_name("confinement_probe.c"), "threads/confinement")
     done = subprocess.run([target, tmp_path / "file"], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     found = dict(line.split(": ", 1) for line in done.stdout.splitlines())

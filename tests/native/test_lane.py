@@ -6,7 +6,7 @@ import subprocess
 from pathlib import Path
 
 import pytest
-from support.native import SANITIZERS, compile_native
+from support.native import NATIVE, SANITIZERS, compile_native
 
 pytestmark = [pytest.mark.needs("gcc", "pkg-config")]
 
@@ -17,11 +17,9 @@ STRESS = Path(__file__).with_name("lane_stress.c")
 def stress(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Return the program, with sanitizers."""
     target = tmp_path_factory.mktemp("native") / "lane_stress"
-    compile_native(
-        target, STRESS, "sector_cipher", "sector_locks", "file_writes", "lane", "coherence", "confinement",
-        "ready_memory",
-        options=SANITIZERS[request.param],
-    )  # fmt: skip
+    rooms = ("threads", "cipher", "payload", "volume", "fuse/lane")
+    modules = [f"{room}/{name}" for room in rooms for name in NATIVE[room]]
+    compile_native(target, STRESS, *modules, options=SANITIZERS[request.param])
     return target
 
 

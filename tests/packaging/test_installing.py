@@ -51,7 +51,7 @@ def test_both_have_what_it_takes(distributions: tuple[Path, Path]) -> None:
     sdist, wheel = distributions
     with tarfile.open(sdist) as archive:
         names = {name.partition("/")[2] for name in archive.getnames()}
-    assert {"lukshdrfs/fuse/lane.c", "lukshdrfs/fuse/lane.h", "LICENSE", "README.md", "setup.py"} <= names
+    assert {"lukshdrfs/fuse/lane/lane.c", "lukshdrfs/fuse/lane/lane.h", "LICENSE", "README.md", "setup.py"} <= names
     with zipfile.ZipFile(wheel) as contents:
         found = contents.namelist()
     assert any(name.startswith("lukshdrfs/fuse/_lane.") and name.endswith(".so") for name in found)

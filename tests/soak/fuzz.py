@@ -23,16 +23,16 @@ from pathlib import Path
 import atheris
 from cryptography.hazmat.primitives.hashes import SHA256, Hash
 
-with atheris.instrument_imports(include=["lukshdrfs.luks", "lukshdrfs.cli.mount_options"]):
-    from lukshdrfs.cli.mount_options import apply_options, split_options
+with atheris.instrument_imports(include=["lukshdrfs.luks", "lukshdrfs.cli.commands.mount.fstab_options"]):
+    from lukshdrfs.cli.commands.mount.fstab_options import apply_options, split_options
     from lukshdrfs.errors import LukshdrfsError, UsageError
-    from lukshdrfs.luks import header_extent, parse_header
-    from lukshdrfs.luks.hashes import find_hash
-    from lukshdrfs.luks.kdf import KdfLimits
-    from lukshdrfs.luks.luks2_binary import BINARY, CHECKSUM_OFFSET
-    from lukshdrfs.luks.shared import header_for, shared_payloads
-    from lukshdrfs.luks.strict_json import load
-    from lukshdrfs.luks.unlock import unlock
+    from lukshdrfs.luks.header import header_extent, parse_header
+    from lukshdrfs.luks.keys.hashes import find_hash
+    from lukshdrfs.luks.keys.kdf import KdfLimits
+    from lukshdrfs.luks.keys.unlock import unlock
+    from lukshdrfs.luks.luks2.binary import BINARY, CHECKSUM_OFFSET
+    from lukshdrfs.luks.luks2.shared import header_for, shared_payloads
+    from lukshdrfs.luks.luks2.strict_json import load
     from lukshdrfs.secret import SecretBytes
 
 DATA = Path(__file__).parents[1] / "data"

@@ -8,10 +8,14 @@ from typing import Any
 
 from lukshdrfs.cipher import CipherSpec
 from lukshdrfs.errors import NoUsableKeyslot, WrongKey
-from lukshdrfs.luks import Header, Kdf, keyslots, parse_header, unlock
-from lukshdrfs.luks.edit import HeaderEdit, NewKeyslot
-from lukshdrfs.luks.luks1_format import Luks1Format, format_luks1
-from lukshdrfs.luks.luks2_format import Luks2Format, format_luks2
+from lukshdrfs.luks import keyslots
+from lukshdrfs.luks.edit import HeaderEdit
+from lukshdrfs.luks.header import parse_header
+from lukshdrfs.luks.keys.material import NewKeyslot
+from lukshdrfs.luks.keys.unlock import unlock
+from lukshdrfs.luks.luks1.format import Luks1Format
+from lukshdrfs.luks.luks2.format import Luks2Format
+from lukshdrfs.luks.model import Header, Kdf
 from lukshdrfs.secret import SecretBytes
 
 CIPHER = CipherSpec.parse("aes-xts-plain64")
@@ -37,8 +41,8 @@ def empty(version: int, slots: int = 4, data_offset: int = 0) -> bytes:
     """Return a header without keyslots; a LUKS2 one has room for `slots` keyslots."""
     with SecretBytes.copy_of(KEY) as key:
         if version == 1:
-            return format_luks1(Luks1Format(CIPHER, UUID, data_offset=data_offset), key)
-        return format_luks2(Luks2Format(CIPHER, 512, UUID, data_offset=data_offset, keyslots_size=slots * AREA), key)
+            return Luks1Format(CIPHER, UUID, data_offset=data_offset).written(key)
+        return Luks2Format(CIPHER, 512, UUID, data_offset=data_offset, keyslots_size=slots * AREA).written(key)
 
 
 def adding(passphrase: bytes, number: int | None = None, **options: Any) -> Edit:

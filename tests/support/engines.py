@@ -8,13 +8,13 @@ import pytest
 from support.processes import commands
 
 from lukshdrfs.errors import DeviceError
-from lukshdrfs.payload import EnginePayload, open_indirect
-from lukshdrfs.payload.engine import ENGINE
+from lukshdrfs.payload import Access, EnginePayload, PayloadName, open_payload
+from lukshdrfs.payload.qemu.engine import ENGINE
 
 
 def opened(path: Path, *, read_only: bool = False, backing_chain: bool = False) -> EnginePayload:
     """Open an image as `mount` does."""
-    payload = open_indirect(str(path), "qcow2", read_only=read_only, backing_chain=backing_chain)
+    payload = open_payload(PayloadName(str(path), "qcow2", backing_chain=backing_chain), Access(read_only=read_only))
     assert isinstance(payload, EnginePayload)
     return payload
 

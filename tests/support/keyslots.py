@@ -10,10 +10,11 @@ from support.cryptsetup import keyslot_of
 from support.mounts import Argument, lukshdrfs
 
 from lukshdrfs.errors import NoUsableKeyslot, WrongKey
-from lukshdrfs.luks import Header, unlock
+from lukshdrfs.headers import read_header
+from lukshdrfs.luks.keys.unlock import unlock
 from lukshdrfs.luks.keyslots import volume_digest
+from lukshdrfs.luks.model import Header
 from lukshdrfs.secret import SecretBytes
-from lukshdrfs.volume import read_header
 
 Secret = str
 """A secret of the tests; text, for QEMU takes nothing else."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import threading
 from collections.abc import Callable, Iterator
+from typing import Self
 
 from lukshdrfs.errors import PayloadError
 
@@ -30,7 +31,7 @@ class MemoryPayload:
         self.half_way: Callable[[], None] = _nothing
         """Called in the middle of each read and write: other threads may come in between."""
         self.descriptor = None
-        self.functions = None
+        self.native = None
         self.name = "in memory"
         self.flushes = 0
         self.closed = False
@@ -86,7 +87,10 @@ class MemoryPayload:
     def flush(self, *, asked: bool = True) -> None:
         self.flushes += 1
 
-    def be_patient(self, *, patient: bool) -> None:
+    def fail_waiting(self) -> None:
+        """Do nothing: nobody waits for memory."""
+
+    def wait_again(self) -> None:
         """Do nothing: nobody waits for memory."""
 
     def resize(self, size: int) -> None:
@@ -112,3 +116,9 @@ class MemoryPayload:
             found[done : done + length] = self._pages.get(page, bytes(PAGE))[at : at + length]
             done += length
         return bytes(found)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()

@@ -1,0 +1,1 @@
+"""`lukshdrfs create`."""

@@ -1,0 +1,1 @@
+"""What `check` looks at: whether a payload can be told from random bytes."""

@@ -1,0 +1,1 @@
+"""The fast lane: requests of the image served by C threads, beside libfuse."""

@@ -1,0 +1,94 @@
+/* The transport over /dev/fuse. See transport.h. */
+#define _GNU_SOURCE
+#include "fuse/lane/transport.h"
+
+#include <errno.h>
+#include <poll.h>
+#include <stdatomic.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/uio.h>
+#include <unistd.h>
+
+#include "volume/native_volume.h"
+
+/* How often the reader looks for the next request before it sleeps, some ten microseconds: a caller that does one thing
+ * after the other is served without waking anybody up. Where that is in vain, it is tried only now and then. */
+#define LOOKS 100
+#define VAIN_ATTEMPTS 4
+#define SELDOM 32
+
+struct transport {
+    int device;
+    int alone; /* there is one processor: looking would keep the caller from it */
+    atomic_uint vain_looks;
+};
+
+struct transport *transport_new(int device) {
+    struct transport *transport = calloc(1, sizeof *transport);
+    if (transport) {
+        transport->device = device;
+        transport->alone = sysconf(_SC_NPROCESSORS_ONLN) < 2;
+    }
+    return transport;
+}
+
+void transport_free(struct transport *transport) { free(transport); }
+
+size_t transport_buffer_size(void) { return VOLUME_ROOM + LARGEST_REQUEST + VOLUME_ROOM; }
+
+uint8_t *transport_data(uint8_t *buffer) { return buffer + VOLUME_ROOM; }
+
+int transport_has_more(const struct transport *transport) {
+    struct pollfd device = {.fd = transport->device, .events = POLLIN};
+    return poll(&device, 1, 0) > 0;
+}
+
+/* Returns whether there is a request now. If not, looks for one for a moment, if that was of use lately. */
+static int look_out(struct transport *transport) {
+    unsigned vain = atomic_load_explicit(&transport->vain_looks, memory_order_relaxed);
+    if (transport->alone)
+        return 0;
+    if (transport_has_more(transport))
+        return 1;
+    if (vain < VAIN_ATTEMPTS || vain % SELDOM == 0)
+        for (int i = 0; i < LOOKS; i++)
+            if (transport_has_more(transport)) {
+                atomic_store_explicit(&transport->vain_looks, 0, memory_order_relaxed);
+                return 0;
+            }
+    atomic_store_explicit(&transport->vain_looks, vain + 1, memory_order_relaxed);
+    return 0;
+}
+
+enum received transport_receive(struct transport *transport, uint8_t *buffer, struct request *request) {
+    uint8_t *start = transport_data(buffer) - WRITE_HEAD; /* so that a WRITE's data come to lie in their place */
+    int at_once = look_out(transport);
+    ssize_t size = read(transport->device, start, WRITE_HEAD + LARGEST_REQUEST);
+    if (size >= (ssize_t)sizeof(struct fuse_in_header)) {
+        *request = (struct request){
+            .size = (size_t)size, .at_once = at_once, .data = transport_data(buffer), .message = start};
+        memcpy(&request->head, start, (size_t)size < sizeof request->head ? (size_t)size : sizeof request->head);
+        return RECEIVED_REQUEST;
+    }
+    if (size == 0 || (size < 0 && errno == ENODEV))
+        return RECEIVED_END;
+    if (size > 0 || errno == EINTR || errno == ENOENT || errno == EAGAIN) /* ENOENT: its caller was killed */
+        return RECEIVED_NOTHING;
+    return RECEIVED_ERROR;
+}
+
+/* Nothing is to be done where an answer is refused: the caller was killed (ENOENT), or the mount is gone (ENODEV). */
+void transport_answer(struct transport *transport, uint64_t unique, int error, const void *body, size_t size) {
+    size_t sent = error ? 0 : size;
+    struct fuse_out_header header = {.len = (uint32_t)(sizeof header + sent), .error = -error, .unique = unique};
+    struct iovec parts[2] = {{.iov_base = &header, .iov_len = sizeof header},
+                             {.iov_base = (void *)(uintptr_t)body, .iov_len = sent}};
+    while (writev(transport->device, parts, sent ? 2 : 1) < 0 && errno == EINTR)
+        ;
+}
+
+void transport_send(struct transport *transport, const void *message, size_t size) {
+    while (size && write(transport->device, message, size) < 0 && errno == EINTR)
+        ;
+}

@@ -1,0 +1,1 @@
+"""The LUKS1 header."""

@@ -1,0 +1,1 @@
+"""The LUKS2 header."""

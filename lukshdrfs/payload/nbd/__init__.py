@@ -1,0 +1,1 @@
+"""Payloads that an NBD server has."""
