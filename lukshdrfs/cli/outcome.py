@@ -6,7 +6,7 @@ import logging
 import signal
 from collections.abc import Callable
 
-from lukshdrfs.errors import LukshdrfsError, OutOfMemory
+from lukshdrfs.errors import DeviceError, LukshdrfsError, OutOfMemory
 
 log = logging.getLogger(__name__)
 
@@ -33,8 +33,9 @@ def exit_status(work: Callable[[], int]) -> int:
         return _fail("interrupted", 128 + getattr(error, "number", signal.SIGINT))
     except BrokenPipeError:
         return 1  # whoever read our output has enough of it
-    except OSError as error:
-        return _fail(f"{error.filename or 'system'}: {error.strerror or error}", 1)
+    except OSError as error:  # of a file or device that has a name, it is as if we had opened it
+        status = DeviceError.exit_code if error.filename else 1
+        return _fail(f"{error.filename or 'system'}: {error.strerror or error}", status)
 
 
 def _fail(message: str, status: int) -> int:

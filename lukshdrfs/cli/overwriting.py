@@ -98,15 +98,17 @@ class Overwritten:
             )
 
     def keep_header(self, arguments: argparse.Namespace, target: str) -> None:
-        """Save a LUKS header that is recognised at the start of the payload, as `header restore` does."""
-        if not any(one.is_luks for one in self.found):
+        """Save a LUKS header that is recognised at the payload's start or at the part's, as `header restore` does."""
+        places = [one.offset for one in self.found if one.is_luks]
+        if not places:
             return
-        prefix = self._read(PREFIX_SIZE)
+        start = self._start if min(places) >= self._start else 0  # a damaged one is recognised by its second copy
+        prefix = self._read(PREFIX_SIZE, start)
         try:
             extent = min(header_extent(prefix), MAX_EXTENT)
         except HeaderError:
             extent = _USUAL_EXTENT
-        keep(arguments, target, self._read(extent))
+        keep(arguments, target, self._read(extent, start))
 
     @property
     def size(self) -> int:
@@ -117,9 +119,9 @@ class Overwritten:
         """Return all that the part is in."""
         return self._read(self._source.size)
 
-    def _read(self, size: int) -> bytes:
-        data = bytearray(min(size, self._source.size))
-        self._source.read_into(memoryview(data), 0)
+    def _read(self, size: int, start: int = 0) -> bytes:
+        data = bytearray(min(size, self._source.size - start))
+        self._source.read_into(memoryview(data), start)
         return bytes(data)
 
     def erase_signatures(self, write: Callable[[memoryview, int], object]) -> None:

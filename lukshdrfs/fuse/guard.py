@@ -20,6 +20,8 @@ log = logging.getLogger(__name__)
 
 CONNECTIONS = "/sys/fs/fuse/connections"
 # A line says that all is well. The end of the pipe without one says that the daemon is gone.
+_PATIENCE_S = 2.0
+"""How long the process may take to end."""
 _SCRIPT = "trap '' HUP INT TERM; read -r line || echo 1"
 _FSOPEN, _FSCONFIG, _FSMOUNT = 430, 431, 432  # the numbers of the system calls, the same on all architectures
 _FSCONFIG_CMD_CREATE = 6
@@ -56,9 +58,14 @@ class Guard:
 
     def end(self) -> None:
         """Send the process home: nobody can be left waiting any more."""
-        if self._process is not None:
-            with suppress(OSError):  # somebody has killed it
-                self._process.communicate(b"\n")
+        if self._process is None:
+            return
+        with suppress(OSError):  # somebody has killed it
+            try:
+                self._process.communicate(b"\n", timeout=_PATIENCE_S)
+            except subprocess.TimeoutExpired:  # somebody has stopped it
+                self._process.kill()
+                self._process.communicate()
 
 
 def _open_control(connection: int) -> int:

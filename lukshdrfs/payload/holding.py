@@ -22,7 +22,7 @@ def hold_alone(name: str, what: str, access: int = os.O_RDWR) -> int:
     """
     exclusive = os.O_EXCL if _is_block_device(name) else 0
     try:
-        descriptor = os.open(name, access | exclusive | os.O_CLOEXEC)
+        descriptor = os.open(name, access | exclusive | os.O_NONBLOCK | os.O_CLOEXEC)  # a pipe does not wait
     except OSError as error:
         raise _failure(name, what, error) from None
     try:

@@ -23,7 +23,7 @@ _FLOCK = struct.Struct("@hhqqi0q")  # struct flock of fcntl(2): type, whence, st
 
 _PERMISSION_BASE = 100
 _UNSHARED_BASE = 200
-_WINDOWS_BASE, _WINDOW_UNIT = 1 << 61, 512
+_WINDOWS_BASE, _ALL_WINDOWS, _WINDOW_UNIT = 1 << 61, 1 << 61, 512
 _CONSISTENT_READ, _WRITE, _RESIZE = 0, 1, 3
 
 
@@ -38,6 +38,8 @@ def lock_image(descriptor: int, name: str, *, writable: bool, window: tuple[int,
     held = {_CONSISTENT_READ, _WRITE, _RESIZE} if writable else {_CONSISTENT_READ}
     unshared = {_WRITE, _RESIZE}
     try:
+        if window is None:
+            _keep_windows_out(descriptor, writable=writable)
         beside_windows = window is not None and _lock_window(descriptor, window, writable=writable)
         for byte in [_PERMISSION_BASE + n for n in held] + [_UNSHARED_BASE + n for n in unshared]:
             fcntl.fcntl(descriptor, fcntl.F_OFD_SETLK, _pack(fcntl.F_RDLCK, byte))
@@ -66,6 +68,18 @@ def _lock_window(descriptor: int, window: tuple[int, int], *, writable: bool) ->
     others = _held_by_others(descriptor, _WINDOWS_BASE - 1)
     fcntl.fcntl(descriptor, fcntl.F_OFD_SETLK, _pack(fcntl.F_RDLCK, _WINDOWS_BASE - 1))
     return others
+
+
+def _keep_windows_out(descriptor: int, *, writable: bool) -> None:
+    """
+    Lock the bytes of all windows, for who takes the whole.
+
+    Windows hold the bytes by which QEMU's locks tell who reads and who writes; so one that comes to others cannot tell
+    by those whether somebody else is there, too.
+    """
+    for_writing = fcntl.fcntl(descriptor, fcntl.F_GETFL) & os.O_ACCMODE != os.O_RDONLY  # else there is no such lock
+    kind = fcntl.F_WRLCK if writable and for_writing else fcntl.F_RDLCK
+    fcntl.fcntl(descriptor, fcntl.F_OFD_SETLK, _pack(kind, _WINDOWS_BASE, _ALL_WINDOWS))
 
 
 def _pack(kind: int, byte: int, size: int = 1) -> bytes:

@@ -127,6 +127,20 @@ def test_a_header_that_is_overwritten_is_kept(volume: LuksFiles) -> None:
     assert lukshdrfs("key", "test", "--header", copy, "--key-file", volume.key_file).returncode == 0
 
 
+def test_a_header_where_the_new_data_begin_is_kept(volume: LuksFiles) -> None:
+    """What is kept is that header, wherever on the payload it is, and not what is at the payload's start."""
+    inner, disk, copy = (volume.payload.with_name(name) for name in ("inner", "disk", "kept"))
+    random_file(inner, 24 * MIB)
+    assert create(volume, inner).returncode == 0
+    random_file(disk, 4 * MIB)
+    with disk.open("ab") as stream:
+        stream.write(inner.read_bytes())
+    new = volume.payload.with_name("new.hdr")
+    done = create(volume, "--force", "--keep", copy, "--header", new, "--offset", "4M", disk)
+    assert done.returncode == 0, done.stderr
+    assert lukshdrfs("key", "test", "--header", copy, "--key-file", volume.key_file).returncode == 0
+
+
 @pytest.mark.root
 @pytest.mark.needs("loop", "mount")
 def test_what_is_mounted_is_not_written_to_by_force(volume: LuksFiles, mounted_ext4: tuple[Path, str]) -> None:

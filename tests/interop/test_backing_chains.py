@@ -111,6 +111,9 @@ def test_root_opens_for_a_stranger_what_the_stranger_can_open(image: Path, treas
     new_image(image, SIZE, "-F", "raw", "-b", secret)
     os.chown(image, STRANGER, STRANGER)
     assert "Permission denied" in refusal(image, backing_chain=True)
+    os.chown(image, STRANGER, 0)  # as in a folder that gives its files its own group: the stranger is not in it
+    assert "Permission denied" in refusal(image, backing_chain=True)
+    os.chown(image, STRANGER, STRANGER)
     name_backing_file(new_image(image, SIZE), str(public))
     with opened(image, backing_chain=True) as payload:
         assert first_bytes(payload) == b"public.."

@@ -283,12 +283,12 @@ def test_an_ordinary_users_engine(tmp_path: Path) -> None:
 @pytest.mark.root
 def test_as_root_it_runs_as_the_images_owner_without_capabilities(image: Path) -> None:
     """Root's engine has the rights of whose image it is, and no more; root's own image, none of root's powers."""
-    for owner in (0, STRANGER):
+    for owner, group in ((0, 0), (STRANGER, 65534)):  # this machine does not know the stranger, nor any group of his
         os.chown(image, owner, owner)
         with opened(image):
             status = Path(f"/proc/{engine_of(image)}/status").read_text()
-            for name in ("Uid", "Gid"):
-                assert re.search(rf"^{name}:((\t{owner}){{4}})$", status, re.MULTILINE), status
+            for name, number in (("Uid", owner), ("Gid", group)):
+                assert re.search(rf"^{name}:((\t{number}){{4}})$", status, re.MULTILINE), status
             assert re.search(r"^Groups:\s*$", status, re.MULTILINE)
             for name in ("CapInh", "CapPrm", "CapEff", "CapAmb"):
                 assert f"{name}:\t0000000000000000" in status

@@ -265,3 +265,18 @@ def test_another_process_that_hangs_holds_up_nothing(make_volume: MakeVolume) ->
                 maps.kill()
                 for process in (reader, hangs, maps):
                     process.wait(SECONDS)
+
+
+@pytest.mark.root
+def test_a_guard_that_was_stopped_holds_up_no_end(mounted: Mounted) -> None:
+    """The process that ends the connection if the daemon is killed is ended itself when it does not end."""
+    tasks = Path(f"/proc/{mounted.pid}/task").iterdir()
+    guards = {int(child) for task in tasks for child in (task / "children").read_text().split()}
+    assert len(guards) == 1, "root's mount has one"
+    daemon, guard = mounted.pid, guards.pop()
+    with stopped(guard):
+        began = time.monotonic()
+        assert lukshdrfs("unmount", mounted.mountpoint).returncode == 0
+        wait_gone(daemon)
+        wait_gone(guard)
+        assert time.monotonic() - began < SECONDS

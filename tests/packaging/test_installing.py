@@ -54,7 +54,7 @@ def test_both_have_what_it_takes(distributions: tuple[Path, Path]) -> None:
     assert {"lukshdrfs/fuse/lane/lane.c", "lukshdrfs/fuse/lane/lane.h", "LICENSE", "README.md", "setup.py"} <= names
     with zipfile.ZipFile(wheel) as contents:
         found = contents.namelist()
-    assert any(name.startswith("lukshdrfs/fuse/_lane.") and name.endswith(".so") for name in found)
+    assert any(name.startswith("lukshdrfs/_native.") and name.endswith(".so") for name in found)
     assert "lukshdrfs/py.typed" in found
     assert any(name.endswith("share/man/man1/lukshdrfs.1") for name in found)
     assert any(name.endswith("share/fish/vendor_completions.d/lukshdrfs.fish") for name in found)

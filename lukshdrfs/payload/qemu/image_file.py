@@ -19,6 +19,8 @@ from lukshdrfs.errors import DeviceError, InUse
 from lukshdrfs.payload.file import check_writable_device
 from lukshdrfs.payload.qemu.confined_process import Access, open_as
 
+_NO_GROUP = 65534
+"""Of `nogroup`: Linux, /proc/sys/kernel/overflowgid."""
 # a pipe does not wait for its other end, a terminal does not become ours
 _CAREFULLY = os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC
 
@@ -123,9 +125,17 @@ class ImageFile:
 
     @property
     def owner(self) -> tuple[int, int]:
-        """The uid and gid of whoever it belongs to."""
-        status = os.fstat(self._descriptor)
-        return status.st_uid, status.st_gid
+        """
+        The uid of whoever it belongs to, and that user's own gid.
+
+        Not the file's group: in a folder with set-group-ID, that may be one which the user is not in. A user whom this
+        machine does not know has the group that has nothing.
+        """
+        user = os.fstat(self._descriptor).st_uid
+        try:
+            return user, pwd.getpwuid(user).pw_gid
+        except KeyError:
+            return user, _NO_GROUP
 
     @property
     def is_block_device(self) -> bool:
@@ -204,7 +214,7 @@ def _refusal(name: str, error: OSError) -> DeviceError | InUse:
 
 
 def _groups(user: int, group: int) -> list[int]:
-    """Return the groups of a user; one that this machine does not know has that of the file."""
+    """Return the groups of a user; one that this machine does not know has but the one given."""
     try:
         entry = pwd.getpwuid(user)
     except KeyError:

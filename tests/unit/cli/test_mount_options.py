@@ -261,11 +261,18 @@ def test_security_contexts(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> N
 
 @pytest.mark.parametrize(
     ("text", "expected"),
-    [('a="b,c",d', ['a="b,c"', "d"]), ('a="b,c', ['a="b,c']), ('a=b"c,d"', ['a=b"c', 'd"'])],
+    [('a="b,c",d', ['a="b,c"', "d"]), ('a=b"c,d"', ['a=b"c', 'd"'])],
 )
 def test_quotes(text: str, expected: list[str]) -> None:
     """A value in double quotes may have commas, as in fstab."""
     assert split_options(text) == expected
+
+
+@pytest.mark.parametrize("text", ['fsname="x,ro', 'ro,fsname="', "ro,name=a\\"])
+def test_what_is_cut_off_is_refused(text: str) -> None:
+    """Options that came after a quote which is not closed would be part of its value, and a mount read-write."""
+    with pytest.raises(UsageError, match=re.escape(text)):
+        split_options(text)
 
 
 @given(st.lists(st.text(alphabet=st.sampled_from("ab,\\= é"), min_size=1, max_size=8), max_size=5))

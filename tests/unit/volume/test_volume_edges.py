@@ -317,3 +317,16 @@ def test_a_window_is_not_had_beside_who_has_all_of_it(image: Path) -> None:
     with FilePayload.open(image, read_only=True), pytest.raises(InUse):
         FilePayload.open(image, read_only=False, window=(0, 4096))
     FilePayload.open(image, read_only=False, window=(0, 4096)).close()
+
+
+def test_a_reader_of_all_is_not_overlooked_among_readers_of_windows(image: Path) -> None:
+    """Whoever writes to a window would write under the one who reads the whole, whoever came in between."""
+    with (
+        FilePayload.open(image, read_only=True),
+        FilePayload.open(image, read_only=True, window=(0, 4096)),
+        pytest.raises(InUse),
+    ):
+        FilePayload.open(image, read_only=False, window=(8192, 4096))
+    with FilePayload.open(image, read_only=True, window=(0, 4096)):
+        FilePayload.open(image, read_only=False, window=(8192, 4096)).close()
+        FilePayload.open(image, read_only=True).close()

@@ -104,7 +104,12 @@ has one file, no links, no time of access but what the payload's says, and is no
 
 
 def split_options(text: str) -> list[str]:
-    r"""Split at commas, but not at `\,` nor in a value in double quotes; undo the backslashes, keep the quotes."""
+    r"""
+    Split at commas, but not at `\,` nor in a value in double quotes; undo the backslashes, keep the quotes.
+
+    Raises UsageError for a quote that is not closed, for what comes after it would be part of the value, and for a
+    backslash with nothing behind it.
+    """
     parts, escaped, quoted = [""], False, False
     for char in text:
         if escaped:
@@ -119,6 +124,10 @@ def split_options(text: str) -> list[str]:
             parts.append("")
         else:
             parts[-1] += char
+    if quoted:
+        raise UsageError(f"-o {text}: a double quote is not closed")
+    if escaped:
+        raise UsageError(f"-o {text}: there is nothing behind the last backslash")
     return [part for part in parts if part]
 
 
