@@ -1,6 +1,6 @@
 /* Plays the kernel and libfuse for the fast lane, from many threads at once, and checks every byte.
  *
- *   lane_stress SEED THREADS WORKERS ROUNDS end|stop|lock|end-lock
+ *   lane_stress SEED THREADS WORKERS ROUNDS end|stop|lock|end-lock|resize|resize-lock
  *
  * The lane reads requests from a socket pair here: messages have their bounds, as those of /dev/fuse. Each thread owns
  * stripes of the volume that share sectors with those of the others, and knows what must be in them. At the end
@@ -31,6 +31,7 @@
 #define PAYLOAD_OFFSET 8192
 
 static const uint64_t VOLUME = 512 * 300 + 4096 * 20 + 4096 * 60;
+static const uint64_t SMALLEST = 512 * 300 + 4096 * 20 + 4096 * 40; /* while its size changes; stripes end there */
 static int kernel, libfuse;              /* our ends */
 static int mailbox[THREADS + 1][2];      /* a thread's answers arrive here; the last one is the main thread's */
 static atomic_uint notices;              /* of ranges that the kernel is to drop from its cache */
@@ -38,6 +39,8 @@ static pthread_mutex_t model_mutex = PTHREAD_MUTEX_INITIALIZER;
 static uint8_t *model;
 static unsigned rounds, threads;
 static atomic_int locking; /* requests may be refused now */
+static atomic_int over;    /* the volume's size is to change no more */
+static int resizing;       /* it changes */
 static const uint32_t page_size = 65536; /* arm64 has such kernels */
 
 #define CHECK(condition) ((condition) ? (void)0 : fail(#condition, __LINE__))
@@ -126,7 +129,7 @@ static size_t min(size_t a, size_t b) { return a < b ? a : b; }
 
 /* Part of a stripe that is the thread's own; stripes go round. */
 static uint64_t own_range(unsigned me, uint64_t *state, size_t *size) {
-    uint64_t stripes = VOLUME / STRIPE / threads;
+    uint64_t stripes = SMALLEST / STRIPE / threads;
     uint64_t start = (rnd(state, (uint32_t)stripes) * threads + me) * STRIPE;
     uint32_t from = rnd(state, STRIPE);
     *size = 1 + rnd(state, STRIPE - from);
@@ -161,10 +164,12 @@ static void read_some(unsigned me, uint64_t number, uint64_t *state, struct mess
     size_t count = await(me, number, answer);
     if (is_refused(answer))
         return;
-    CHECK(!answer->header.error && count == (offset >= VOLUME ? 0 : min(size, VOLUME - offset)));
+    CHECK(!answer->header.error && count <= (offset >= VOLUME ? 0 : min(size, VOLUME - offset)));
+    CHECK(count >= (offset >= SMALLEST ? 0 : min(size, SMALLEST - offset)));
+    CHECK(resizing || count == (offset >= VOLUME ? 0 : min(size, VOLUME - offset)));
     pthread_mutex_lock(&model_mutex);
     for (size_t i = 0; i < count; i++)
-        if ((offset + i) / STRIPE % threads == me && (offset + i) / STRIPE / threads < VOLUME / STRIPE / threads)
+        if ((offset + i) / STRIPE % threads == me && (offset + i) / STRIPE / threads < SMALLEST / STRIPE / threads)
             CHECK(answer->body[i] == model[offset + i]);
     pthread_mutex_unlock(&model_mutex);
 }
@@ -192,6 +197,15 @@ static void open_some(unsigned me, uint64_t number, struct message *answer) {
     CHECK(await(me, number, answer) == sizeof(struct fuse_open_out));
     uint32_t flags = ((struct fuse_open_out *)(void *)answer->body)->open_flags;
     CHECK(flags & FOPEN_KEEP_CACHE && !!(flags & FOPEN_DIRECT_IO) == !!(in.flags & O_DIRECT));
+}
+
+/* The volume's end moves, by whole sectors, as fast as that can be. */
+static void *move_the_end(void *volume) {
+    uint64_t state = rounds;
+    while (!atomic_load(&over))
+        native_volume_set_size(volume, SMALLEST + 4096 * (uint64_t)rnd(&state, 21));
+    native_volume_set_size(volume, VOLUME);
+    return NULL;
 }
 
 static void *play_thread(void *argument) {
@@ -361,15 +375,22 @@ int main(int count, char **words) {
             .offset = at, .length = min(65536, VOLUME - at), .mode = FALLOC_FL_ZERO_RANGE | FALLOC_FL_KEEP_SIZE};
         CHECK(!error_of(10 + at, FUSE_FALLOCATE, &in, sizeof in, NULL, 0, answer));
     }
+    pthread_t mover;
+    resizing = !strncmp(words[5], "resize", 6);
+    if (resizing)
+        start(&mover, move_the_end, (uintptr_t)volume);
     for (unsigned i = 0; i < threads; i++)
         start(&player[i], play_thread, i);
-    if (!strcmp(words[5], "lock")) { /* at some moment while requests are under way */
+    if (!strcmp(words[5], "lock") || !strcmp(words[5], "resize-lock")) { /* at some moment while requests are under way */
         usleep(1000 * (unsigned)(seed % 300));
         atomic_store(&locking, 1);
         CHECK(lane_lock(lane, 20000));
     }
     for (unsigned i = 0; i < threads; i++)
         pthread_join(player[i], NULL);
+    atomic_store(&over, 1);
+    if (resizing)
+        pthread_join(mover, NULL);
     if (!strcmp(words[5], "end-lock")) { /* the mount ends just when it is locked: nobody is waited for who is gone */
         shutdown(kernel, SHUT_RDWR);
         usleep(1000 * (unsigned)(seed % 20));

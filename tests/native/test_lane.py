@@ -24,7 +24,7 @@ def stress(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFact
 
 
 @pytest.mark.parametrize(("threads", "workers"), [(1, 1), (4, 1), (8, 2), (16, 4)])
-@pytest.mark.parametrize("ending", ["end", "stop"])
+@pytest.mark.parametrize("ending", ["end", "stop", "resize"])
 def test_many_threads_see_their_own_bytes(stress: Path, threads: int, workers: int, ending: str) -> None:
     """Whatever is asked at once, each thread reads what it wrote, no sanitizer complains, and the lane ends."""
     done = subprocess.run(
@@ -38,7 +38,7 @@ def test_many_threads_see_their_own_bytes(stress: Path, threads: int, workers: i
 
 
 @pytest.mark.parametrize("seed", ["3", "57", "219"])
-@pytest.mark.parametrize("ending", ["lock", "end-lock"])
+@pytest.mark.parametrize("ending", ["lock", "end-lock", "resize-lock"])
 def test_locking_at_any_moment(stress: Path, seed: str, ending: str) -> None:
     """Whether requests are under way or the mount has just ended: it is locked at once, and what comes gets EIO."""
     done = subprocess.run(

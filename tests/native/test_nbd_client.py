@@ -22,7 +22,7 @@ def stress(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFact
     return target
 
 
-@pytest.mark.parametrize(("threads", "rounds"), [(1, 3000), (4, 2000), (16, 800)])
+@pytest.mark.parametrize(("threads", "rounds"), [(1, 1500), (4, 1000), (16, 400)])
 @pytest.mark.parametrize(("block", "impatient"), [(1, 0), (4096, 0), (1, 1)])
 def test_every_acknowledged_byte_is_there(
     stress: Path, tmp_path: Path, threads: int, rounds: int, block: int, impatient: int
