@@ -4,7 +4,6 @@
 
 #include <errno.h>
 #include <poll.h>
-#include <stdatomic.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/uio.h>
@@ -12,16 +11,13 @@
 
 #include "volume/native_volume.h"
 
-/* How often the reader looks for the next request before it sleeps, some ten microseconds: a caller that does one thing
- * after the other is served without waking anybody up. Where that is in vain, it is tried only now and then. */
-#define LOOKS 100
-#define VAIN_ATTEMPTS 4
-#define SELDOM 32
+/* How often a reader looks for the next request before it sleeps, some ten microseconds: a caller that does one thing
+ * after the other is served without waking anybody up. */
+#define LOOKS 60
 
 struct transport {
     int device;
     int alone; /* there is one processor: looking would keep the caller from it */
-    atomic_uint vain_looks;
 };
 
 struct transport *transport_new(int device) {
@@ -44,30 +40,18 @@ int transport_has_more(const struct transport *transport) {
     return poll(&device, 1, 0) > 0;
 }
 
-/* Returns whether there is a request now. If not, looks for one for a moment, if that was of use lately. */
-static int look_out(struct transport *transport) {
-    unsigned vain = atomic_load_explicit(&transport->vain_looks, memory_order_relaxed);
-    if (transport->alone)
-        return 0;
-    if (transport_has_more(transport))
-        return 1;
-    if (vain < VAIN_ATTEMPTS || vain % SELDOM == 0)
-        for (int i = 0; i < LOOKS; i++)
-            if (transport_has_more(transport)) {
-                atomic_store_explicit(&transport->vain_looks, 0, memory_order_relaxed);
-                return 0;
-            }
-    atomic_store_explicit(&transport->vain_looks, vain + 1, memory_order_relaxed);
-    return 0;
+static void look_out(const struct transport *transport) {
+    for (int i = 0; i < LOOKS && !transport->alone && !transport_has_more(transport); i++)
+        ;
 }
 
 enum received transport_receive(struct transport *transport, uint8_t *buffer, struct request *request) {
     uint8_t *start = transport_data(buffer) - WRITE_HEAD; /* so that a WRITE's data come to lie in their place */
-    int at_once = look_out(transport);
+    look_out(transport);
     ssize_t size = read(transport->device, start, WRITE_HEAD + LARGEST_REQUEST);
     if (size >= (ssize_t)sizeof(struct fuse_in_header)) {
         *request = (struct request){
-            .size = (size_t)size, .at_once = at_once, .data = transport_data(buffer), .message = start};
+            .size = (size_t)size, .data = transport_data(buffer), .message = start};
         memcpy(&request->head, start, (size_t)size < sizeof request->head ? (size_t)size : sizeof request->head);
         return RECEIVED_REQUEST;
     }

@@ -59,7 +59,7 @@ static int make_parts(struct lane *lane) {
     lane->transport = transport_new(config->device);
     lane->coherence = coherence_new(lane->transport, config->device, config->size);
     lane->answers = (struct answers){.transport = lane->transport, .coherence = lane->coherence};
-    readers_init(&lane->readers, lane->transport, config->confined);
+    readers_init(&lane->readers, lane->transport, (unsigned)lane->worker_count, config->confined);
     turns_init(&lane->turns, &lane->readers, config->workers);
     flush_errors_init(&lane->flush_errors, lane->volume, &lane->host);
     interrupts_init(&lane->interrupts);

@@ -11,16 +11,18 @@
 
 /* Who goes to wait for the payload does not know whether it will take long: a write to a file mostly ends in the page
  * cache. To wake somebody up each time would cost more than the write. So a thread watches, and looks this often whether
- * a request lies unread because everybody waits; where that was so, the next waits call a reader before they begin. */
+ * a request lies unread because all wait; where that was so, the next waits call another thread before they begin. */
 #define WATCH_INTERVAL_NS 300000
 #define EAGER_WAITS 1000
 #define LONG_WAIT 4    /* looks after which somebody is to read anyway */
 #define QUIET_LOOKS 20 /* looks without any wait after which the watching thread sleeps */
 
-void readers_init(struct readers *readers, const struct transport *transport, int confined) {
+void readers_init(struct readers *readers, const struct transport *transport, unsigned threads, int confined) {
     long processors = sysconf(_SC_NPROCESSORS_ONLN);
-    *readers = (struct readers){
-        .transport = transport, .confined = confined, .processors = processors > 0 ? (unsigned)processors : 1};
+    int most = processors < 1 ? 1 : processors < (long)threads ? (int)processors : (int)threads;
+    readers->transport = transport;
+    readers->confined = confined;
+    readers->most_active = most;
     pthread_mutex_init(&readers->mutex, NULL);
     pthread_cond_init(&readers->called, NULL);
     pthread_cond_init(&readers->watch, NULL);
@@ -36,71 +38,62 @@ void readers_join(struct readers *readers) {
     pthread_mutex_lock(&readers->mutex);
     readers->running++;
     pthread_mutex_unlock(&readers->mutex);
+    atomic_fetch_add(&readers->active, 1);
 }
 
 int readers_leave(struct readers *readers) {
+    atomic_fetch_sub(&readers->active, 1);
     pthread_mutex_lock(&readers->mutex);
     int last = --readers->running == 0;
     pthread_mutex_unlock(&readers->mutex);
     return last;
 }
 
-/* Call with the mutex held. */
-static void call_reader(struct readers *readers) {
-    if (readers->readers == 0 && readers->parked > readers->wakeups) {
+/* Has a parked thread become active. */
+static void call_another(struct readers *readers) {
+    pthread_mutex_lock(&readers->mutex);
+    if (readers->parked > readers->wakeups) {
         readers->wakeups++;
+        atomic_fetch_add(&readers->active, 1); /* from now on, so that nobody else is called for the same reason */
         pthread_cond_signal(&readers->called);
     }
+    pthread_mutex_unlock(&readers->mutex);
 }
 
 /* --- turns to read ----------------------------------------------------------------------------------------------------- */
 
-/* Call with the mutex held, which is released meanwhile. Returns whether this thread is to read beside those who do: a
- * request waits, and there is a processor for it. */
-static int is_wanted(struct readers *readers) {
-    if (!readers->readers)
-        return 1;
-    if (readers->readers >= readers->processors)
-        return 0;
-    pthread_mutex_unlock(&readers->mutex);
-    int more = transport_has_more(readers->transport);
-    pthread_mutex_lock(&readers->mutex);
-    return more || !readers->readers;
+/* Whoever takes one too many off gives way to the others. */
+static int gives_way(struct readers *readers) {
+    int active = atomic_load(&readers->active);
+    while (active > readers->most_active)
+        if (atomic_compare_exchange_weak(&readers->active, &active, active - 1))
+            return 1;
+    return 0;
 }
 
-enum reader_turn readers_wait(struct readers *readers, unsigned *recalls) {
+static enum reader_turn park(struct readers *readers, unsigned *recalls) {
+    enum reader_turn turn = READER_READS;
     pthread_mutex_lock(&readers->mutex);
-    if (!is_wanted(readers)) {
-        readers->parked++;
-        while (!readers->wakeups && !readers->ended && *recalls == readers->recalls)
-            pthread_cond_wait(&readers->called, &readers->mutex);
-        readers->parked--;
-        if (readers->wakeups)
-            readers->wakeups--;
-        else if (!readers->ended) {
-            *recalls = readers->recalls;
-            pthread_mutex_unlock(&readers->mutex);
-            return READER_RECALLED;
-        }
+    readers->parked++;
+    while (!readers->wakeups && !atomic_load(&readers->ended) && *recalls == readers->recalls)
+        pthread_cond_wait(&readers->called, &readers->mutex);
+    readers->parked--;
+    if (readers->wakeups) {
+        readers->wakeups--; /* who called has counted this thread */
+    } else {
+        turn = READER_RECALLED;
+        *recalls = readers->recalls;
+        atomic_fetch_add(&readers->active, 1);
     }
-    enum reader_turn turn = readers->ended ? READER_ENDED : READER_READS;
-    readers->readers += turn == READER_READS;
     pthread_mutex_unlock(&readers->mutex);
     return turn;
 }
 
-void readers_pass_on(struct readers *readers, int more) {
-    pthread_mutex_lock(&readers->mutex);
-    readers->readers--;
-    if (more && readers->running - readers->parked + readers->wakeups - readers->replaced < readers->processors)
-        call_reader(readers);
-    pthread_mutex_unlock(&readers->mutex);
-}
-
-void readers_leave_off(struct readers *readers) {
-    pthread_mutex_lock(&readers->mutex);
-    readers->readers--;
-    pthread_mutex_unlock(&readers->mutex);
+enum reader_turn readers_wait(struct readers *readers, unsigned *recalls) {
+    enum reader_turn turn = READER_READS;
+    if (!atomic_load(&readers->ended) && gives_way(readers))
+        turn = park(readers, recalls);
+    return atomic_load(&readers->ended) ? READER_ENDED : turn;
 }
 
 void readers_recall(struct readers *readers) {
@@ -112,7 +105,7 @@ void readers_recall(struct readers *readers) {
 
 void readers_end(struct readers *readers) {
     pthread_mutex_lock(&readers->mutex);
-    readers->ended = 1;
+    atomic_store(&readers->ended, 1);
     pthread_cond_broadcast(&readers->called);
     pthread_cond_signal(&readers->watch);
     pthread_mutex_unlock(&readers->mutex);
@@ -120,49 +113,49 @@ void readers_end(struct readers *readers) {
 
 /* --- waits ------------------------------------------------------------------------------------------------------------- */
 
-int readers_before_wait(struct readers *readers) {
+/* The watching thread looks at `waits` under the mutex after it has said that it sleeps, so it cannot miss this. */
+static void wake_watcher(struct readers *readers) {
     pthread_mutex_lock(&readers->mutex);
-    int replaced = readers->eager_waits_left > 0;
-    readers->maybe_blocked++;
-    readers->waits++;
-    if (replaced) {
-        readers->eager_waits_left--;
-        readers->replaced++;
-        call_reader(readers);
-    } else if (!readers->watching)
-        pthread_cond_signal(&readers->watch);
-    pthread_mutex_unlock(&readers->mutex);
-    return replaced;
-}
-
-void readers_after_wait(struct readers *readers, int token) {
-    pthread_mutex_lock(&readers->mutex);
-    readers->maybe_blocked--;
-    readers->replaced -= (unsigned)token;
+    pthread_cond_signal(&readers->watch);
     pthread_mutex_unlock(&readers->mutex);
 }
 
 void readers_block(struct readers *readers) {
-    pthread_mutex_lock(&readers->mutex);
-    readers->maybe_blocked++;
-    readers->replaced++;
-    call_reader(readers);
-    pthread_mutex_unlock(&readers->mutex);
+    if (atomic_fetch_sub(&readers->active, 1) <= readers->most_active)
+        call_another(readers);
 }
 
-void readers_unblock(struct readers *readers) { readers_after_wait(readers, 1); }
+void readers_unblock(struct readers *readers) { atomic_fetch_add(&readers->active, 1); }
+
+int readers_before_wait(struct readers *readers) {
+    atomic_fetch_add(&readers->waits, 1);
+    if (atomic_load(&readers->eager_waits_left) > 0) {
+        atomic_fetch_sub(&readers->eager_waits_left, 1);
+        readers_block(readers);
+        return 1;
+    }
+    atomic_fetch_add(&readers->maybe_blocked, 1);
+    if (!atomic_load(&readers->watching))
+        wake_watcher(readers);
+    return 0;
+}
+
+void readers_after_wait(struct readers *readers, int token) {
+    if (token)
+        readers_unblock(readers);
+    else
+        atomic_fetch_sub(&readers->maybe_blocked, 1);
+}
 
 /* --- the watching thread: no request lies unread for long while all threads wait ----------------------------------------- */
 
-/* Call with the mutex held, which is released meanwhile. */
-static void look(struct readers *readers, unsigned unread) {
-    pthread_mutex_unlock(&readers->mutex);
-    int more = transport_has_more(readers->transport);
+static void sleep_until_somebody_waits(struct readers *readers, unsigned seen) {
     pthread_mutex_lock(&readers->mutex);
-    if (more && !readers->readers)
-        readers->eager_waits_left = EAGER_WAITS;
-    if (more || unread >= LONG_WAIT)
-        call_reader(readers);
+    atomic_store(&readers->watching, 0);
+    while (atomic_load(&readers->waits) == seen && !atomic_load(&readers->ended))
+        pthread_cond_wait(&readers->watch, &readers->mutex);
+    atomic_store(&readers->watching, 1);
+    pthread_mutex_unlock(&readers->mutex);
 }
 
 static void *run_watcher(void *argument) {
@@ -170,23 +163,23 @@ static void *run_watcher(void *argument) {
     const struct timespec interval = {.tv_nsec = WATCH_INTERVAL_NS};
     unsigned seen = 0, quiet = 0, unread = 0;
     begin_confined("lane", readers->confined);
-    pthread_mutex_lock(&readers->mutex);
-    while (!readers->ended) {
-        int attended = !readers->maybe_blocked || readers->readers;
-        quiet = attended && readers->waits == seen ? quiet + 1 : 0;
+    while (!atomic_load(&readers->ended)) {
+        unsigned waits = atomic_load(&readers->waits);
+        int attended = atomic_load(&readers->maybe_blocked) < atomic_load(&readers->active);
+        quiet = attended && waits == seen ? quiet + 1 : 0;
         unread = attended ? 0 : unread + 1;
-        seen = readers->waits;
-        readers->watching = quiet < QUIET_LOOKS;
-        while (!readers->watching && readers->waits == seen && !readers->ended)
-            pthread_cond_wait(&readers->watch, &readers->mutex);
-        readers->watching = 1;
-        if (unread)
-            look(readers, unread);
-        pthread_mutex_unlock(&readers->mutex);
+        seen = waits;
+        if (quiet >= QUIET_LOOKS)
+            sleep_until_somebody_waits(readers, seen);
+        if (unread) {
+            int more = transport_has_more(readers->transport);
+            if (more)
+                atomic_store(&readers->eager_waits_left, EAGER_WAITS);
+            if (more || unread >= LONG_WAIT)
+                call_another(readers);
+        }
         nanosleep(&interval, NULL);
-        pthread_mutex_lock(&readers->mutex);
     }
-    pthread_mutex_unlock(&readers->mutex);
     return NULL;
 }
 

@@ -1,45 +1,48 @@
-/* Who reads requests.
+/* Which threads read requests.
  *
- * At best one thread reads requests, serves what it finds, and reads on: nobody has to be woken. As soon as it is to do
- * what may wait, or finds that more is there while processors are idle, it calls another one that is parked. */
+ * As many threads as there are processors are active: each reads a request, serves it, and reads on, and nobody is woken.
+ * The others are parked. Where an active thread may have to wait for the payload, another one takes its place: at once
+ * where such waits have been long lately, else as soon as a request is seen to lie unread. */
 #ifndef LUKSHDRFS_READERS_H
 #define LUKSHDRFS_READERS_H
 
 #include <pthread.h>
+#include <stdatomic.h>
 
 #include "fuse/lane/transport.h"
 #include "threads/ready_thread.h"
 
 struct readers {
     const struct transport *transport;
-    unsigned processors;
     int confined;
+    int most_active; /* threads */
+
+    atomic_int active;           /* threads that are neither parked nor replaced */
+    atomic_int maybe_blocked;    /* active threads that may be waiting for the payload */
+    atomic_uint waits;           /* begun so far; wraps */
+    atomic_int eager_waits_left; /* how many more waits call another thread at once */
+    atomic_int watching;         /* the watching thread is awake */
+    atomic_int ended;            /* there are no more requests */
 
     pthread_mutex_t mutex; /* for all that follows, up to the thread; `turns.mutex` may be held before */
-    unsigned running;      /* threads that have not ended */
-    unsigned readers;      /* threads that read requests, or are about to */
-    unsigned parked;       /* threads that have nothing to do while others read */
-    unsigned wakeups;      /* parked threads that are called and have not come yet */
-    unsigned maybe_blocked;   /* threads that may be waiting for something else than requests */
-    unsigned replaced;        /* those of them that have called another one in their place */
-    unsigned waits;           /* begun so far; wraps */
-    unsigned eager_waits_left; /* how many more waits call a reader at once */
-    unsigned recalls;         /* how often all threads were asked to look at what has changed */
-    int watching;             /* the watching thread is awake */
-    int ended;                /* there are no more requests */
     pthread_cond_t called;
     pthread_cond_t watch;
+    unsigned running; /* threads that have not ended */
+    unsigned parked;
+    unsigned wakeups; /* parked threads that are called and have not come yet */
+    unsigned recalls; /* how often all threads were asked to look at what has changed */
 
     struct ready_thread watcher;
 };
 
-void readers_init(struct readers *readers, const struct transport *transport, int confined);
+/* `threads` is how many there will be. */
+void readers_init(struct readers *readers, const struct transport *transport, unsigned threads, int confined);
 void readers_destroy(struct readers *readers);
 
 /* Starts the watching thread. Returns 0 or an errno. */
 int readers_start(struct readers *readers);
 
-/* Counts a thread that will read; before it runs. */
+/* Counts a thread that will read, before it runs. */
 void readers_join(struct readers *readers);
 
 /* Counts it out. Returns whether it was the last one. */
@@ -47,16 +50,9 @@ int readers_leave(struct readers *readers);
 
 enum reader_turn { READER_READS, READER_ENDED, READER_RECALLED };
 
-/* Returns when it is this thread's turn to read, when there is nothing to read any more, or when readers_recall() has been
- * called since `*recalls` was 0 or set by this function. After READER_READS, call readers_pass_on() or
- * readers_leave_off(). */
+/* Returns when this thread is to read, when there is nothing to read any more, or when readers_recall() has been called
+ * since `*recalls` was 0 or set by this function, and the thread is parked. */
 enum reader_turn readers_wait(struct readers *readers, unsigned *recalls);
-
-/* Ends a turn: a request was read. `more`: there may be others, for idle processors. */
-void readers_pass_on(struct readers *readers, int more);
-
-/* Ends a turn in which nothing was read. */
-void readers_leave_off(struct readers *readers);
 
 /* Around whatever may wait for the payload. What the first one returns, the second one is given. */
 int readers_before_wait(struct readers *readers);

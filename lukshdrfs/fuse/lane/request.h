@@ -36,7 +36,6 @@ struct request_head {
 struct request {
     struct request_head head;
     size_t size;    /* bytes of the whole message */
-    int at_once;    /* it was there when it was looked for, so there may be others */
     uint8_t *data;  /* where a WRITE's data are and a READ's go; VOLUME_ROOM before and behind it is free */
     const uint8_t *message; /* the whole of it, as the kernel sent it */
 };

@@ -109,11 +109,8 @@ static int serve_next(struct worker *worker) {
     case READER_READS:
         break;
     }
-    if (!receive(worker)) {
-        readers_leave_off(readers);
+    if (!receive(worker))
         return 0;
-    }
-    readers_pass_on(readers, worker->request.at_once);
     dispatch(worker);
     return 1;
 }
