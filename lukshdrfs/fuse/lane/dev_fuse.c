@@ -11,21 +11,14 @@
 
 #include "volume/native_volume.h"
 
-/* How often a reader looks for the next request before it sleeps, some ten microseconds: a caller that does one thing
- * after the other is served without waking anybody up. */
-#define LOOKS 60
-
 struct transport {
     int device;
-    int alone; /* there is one processor: looking would keep the caller from it */
 };
 
 struct transport *transport_new(int device) {
     struct transport *transport = calloc(1, sizeof *transport);
-    if (transport) {
+    if (transport)
         transport->device = device;
-        transport->alone = sysconf(_SC_NPROCESSORS_ONLN) < 2;
-    }
     return transport;
 }
 
@@ -40,14 +33,8 @@ int transport_has_more(const struct transport *transport) {
     return poll(&device, 1, 0) > 0;
 }
 
-static void look_out(const struct transport *transport) {
-    for (int i = 0; i < LOOKS && !transport->alone && !transport_has_more(transport); i++)
-        ;
-}
-
 enum received transport_receive(struct transport *transport, uint8_t *buffer, struct request *request) {
     uint8_t *start = transport_data(buffer) - WRITE_HEAD; /* so that a WRITE's data come to lie in their place */
-    look_out(transport);
     ssize_t size = read(transport->device, start, WRITE_HEAD + LARGEST_REQUEST);
     if (size >= (ssize_t)sizeof(struct fuse_in_header)) {
         *request = (struct request){

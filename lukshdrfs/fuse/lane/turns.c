@@ -5,7 +5,7 @@
 
 void turns_init(struct turns *turns, struct readers *readers, unsigned limit) {
     turns->readers = readers;
-    turns->limit = limit;
+    turns->limit = (int)limit;
     pthread_mutex_init(&turns->mutex, NULL);
     for (size_t i = 0; i < PUT_ASIDE; i++) {
         turns->aside[i].waiting = (struct waiting_request){.next = turns->free_aside, .head = &turns->aside[i].head};
@@ -15,7 +15,22 @@ void turns_init(struct turns *turns, struct readers *readers, unsigned limit) {
 
 void turns_destroy(struct turns *turns) { pthread_mutex_destroy(&turns->mutex); }
 
-/* Call with the mutex held, as the following ones. */
+int turns_taken(const struct turns *turns) { return atomic_load(&turns->serving); }
+
+/* Takes a turn if there is one. Mostly there is, and nobody waits: then no mutex is needed.
+ *
+ * Whoever comes to the queue counts himself in `waiting` first and tries this then; whoever ends a turn counts it out of
+ * `serving` first and looks at `waiting` then. So at least one of the two sees the other. */
+static int claim(struct turns *turns) {
+    int serving = atomic_load(&turns->serving);
+    while (serving < turns->limit)
+        if (atomic_compare_exchange_weak(&turns->serving, &serving, serving + 1))
+            return 1;
+    return 0;
+}
+
+/* --- the queue: call with the mutex held ------------------------------------------------------------------------------- */
+
 static void queue(struct turns *turns, struct waiting_request *waiting) {
     waiting->next = NULL;
     if (turns->first)
@@ -23,37 +38,62 @@ static void queue(struct turns *turns, struct waiting_request *waiting) {
     else
         turns->first = waiting;
     turns->last = waiting;
+    atomic_fetch_add(&turns->waiting, 1);
 }
 
-/* Returns whether there was a place for the request. */
-static int put_aside(struct turns *turns, const struct request *request) {
+static struct waiting_request *take_first(struct turns *turns) {
+    struct waiting_request *first = turns->first;
+    turns->first = first->next;
+    atomic_fetch_sub(&turns->waiting, 1);
+    if (first->head) {
+        first->next = turns->free_aside;
+        turns->free_aside = first;
+    }
+    return first;
+}
+
+/* Whether there is a turn for a request that was just queued, and nobody before it; then it is in the queue no more. */
+static int is_next(struct turns *turns, const struct waiting_request *waiting) {
+    if (turns->first != waiting || !claim(turns))
+        return 0;
+    (void)take_first(turns);
+    return 1;
+}
+
+/* Returns NULL if there is no place. */
+static struct waiting_request *put_aside(struct turns *turns, const struct request *request) {
     struct waiting_request *aside = turns->free_aside;
     if (!aside)
-        return 0;
+        return NULL;
     turns->free_aside = aside->next;
     *aside->head = request->head;
     queue(turns, aside);
-    return 1;
+    return aside;
 }
 
 static void wait_in_queue(struct turns *turns) {
     struct waiting_request here = {.turn = 0};
     pthread_cond_init(&here.called, NULL);
     queue(turns, &here);
-    readers_block(turns->readers);
-    while (!here.turn)
-        pthread_cond_wait(&here.called, &turns->mutex);
-    readers_unblock(turns->readers);
+    if (!is_next(turns, &here)) {
+        readers_block(turns->readers);
+        while (!here.turn)
+            pthread_cond_wait(&here.called, &turns->mutex);
+        readers_unblock(turns->readers);
+    }
     pthread_cond_destroy(&here.called);
 }
 
+/* ----------------------------------------------------------------------------------------------------------------------- */
+
 enum turn turns_take(struct turns *turns, const struct request *request) {
     enum turn turn = TURN_NOW;
+    struct waiting_request *aside = NULL;
+    if (!atomic_load(&turns->waiting) && claim(turns))
+        return TURN_NOW;
     pthread_mutex_lock(&turns->mutex);
-    if (turns->serving < turns->limit)
-        turns->serving++;
-    else if (request->head.header.opcode == FUSE_READ && put_aside(turns, request))
-        turn = TURN_PUT_ASIDE;
+    if (request->head.header.opcode == FUSE_READ && (aside = put_aside(turns, request)))
+        turn = is_next(turns, aside) ? TURN_NOW : TURN_PUT_ASIDE;
     else
         wait_in_queue(turns);
     pthread_mutex_unlock(&turns->mutex);
@@ -62,28 +102,20 @@ enum turn turns_take(struct turns *turns, const struct request *request) {
 
 int turns_pass_on(struct turns *turns, struct request *request) {
     int found = 0;
+    atomic_fetch_sub(&turns->serving, 1);
+    if (!atomic_load(&turns->waiting))
+        return 0;
     pthread_mutex_lock(&turns->mutex);
-    struct waiting_request *waiting = turns->first;
-    if (!waiting)
-        turns->serving--;
-    else
-        turns->first = waiting->next;
-    if (waiting && waiting->head) {
-        request->head = *waiting->head;
-        waiting->next = turns->free_aside;
-        turns->free_aside = waiting;
-        found = 1;
-    } else if (waiting) { /* its thread goes on in this one's stead */
-        waiting->turn = 1;
-        pthread_cond_signal(&waiting->called);
+    if (turns->first && claim(turns)) {
+        struct waiting_request *first = take_first(turns);
+        found = first->head != NULL;
+        if (found) {
+            request->head = *first->head;
+        } else { /* its thread goes on in this one's stead */
+            first->turn = 1;
+            pthread_cond_signal(&first->called);
+        }
     }
     pthread_mutex_unlock(&turns->mutex);
     return found;
-}
-
-unsigned turns_taken(struct turns *turns) {
-    pthread_mutex_lock(&turns->mutex);
-    unsigned serving = turns->serving;
-    pthread_mutex_unlock(&turns->mutex);
-    return serving;
 }

@@ -3,6 +3,7 @@
 #define LUKSHDRFS_TURNS_H
 
 #include <pthread.h>
+#include <stdatomic.h>
 
 #include "fuse/lane/readers.h"
 #include "fuse/lane/request.h"
@@ -20,10 +21,11 @@ struct waiting_request {
 
 struct turns {
     struct readers *readers;
-    unsigned limit;
+    int limit;
+    atomic_int serving; /* turns that are taken, `limit` at most */
+    atomic_int waiting; /* requests in the queue */
 
     pthread_mutex_t mutex; /* for all that follows; `readers.mutex` may be taken while it is held */
-    unsigned serving;      /* turns that are taken, `limit` at most; nobody waits while there are fewer */
     struct waiting_request *first, *last;
     struct waiting_request *free_aside; /* places for READs that are put aside */
     struct {
@@ -45,6 +47,6 @@ enum turn turns_take(struct turns *turns, const struct request *request);
 int turns_pass_on(struct turns *turns, struct request *request);
 
 /* Returns how many turns are taken. */
-unsigned turns_taken(struct turns *turns);
+int turns_taken(const struct turns *turns);
 
 #endif
