@@ -1,4 +1,5 @@
 /* See sector_locks.h. */
+#define _GNU_SOURCE
 #include "volume/sector_locks.h"
 
 #include <pthread.h>
@@ -14,7 +15,11 @@ struct sector_locks {
 struct sector_locks *sector_locks_new(void) {
     struct sector_locks *locks = calloc(1, sizeof *locks);
     if (locks) {
-        pthread_mutex_init(&locks->mutex, NULL);
+        pthread_mutexattr_t briefly; /* it is held for some ten instructions: to sleep for it costs more than to look again */
+        pthread_mutexattr_init(&briefly);
+        pthread_mutexattr_settype(&briefly, PTHREAD_MUTEX_ADAPTIVE_NP);
+        pthread_mutex_init(&locks->mutex, &briefly);
+        pthread_mutexattr_destroy(&briefly);
         pthread_cond_init(&locks->freed, NULL);
     }
     return locks;
