@@ -49,6 +49,11 @@ int readers_leave(struct readers *readers) {
     return last;
 }
 
+/* Returns how many threads read, or serve and come back by themselves. */
+static int attending(const struct readers *readers) {
+    return atomic_load(&readers->active) - atomic_load(&readers->maybe_blocked);
+}
+
 /* Has a parked thread become active. */
 static void call_another(struct readers *readers) {
     pthread_mutex_lock(&readers->mutex);
@@ -62,10 +67,10 @@ static void call_another(struct readers *readers) {
 
 /* --- turns to read ----------------------------------------------------------------------------------------------------- */
 
-/* Whoever takes one too many off gives way to the others. */
+/* Whether this thread is one too many; then it is counted out. */
 static int gives_way(struct readers *readers) {
     int active = atomic_load(&readers->active);
-    while (active > readers->most_active)
+    while (active - atomic_load(&readers->maybe_blocked) > readers->most_active)
         if (atomic_compare_exchange_weak(&readers->active, &active, active - 1))
             return 1;
     return 0;
@@ -121,7 +126,8 @@ static void wake_watcher(struct readers *readers) {
 }
 
 void readers_block(struct readers *readers) {
-    if (atomic_fetch_sub(&readers->active, 1) <= readers->most_active)
+    atomic_fetch_sub(&readers->active, 1);
+    if (attending(readers) < readers->most_active)
         call_another(readers);
 }
 
@@ -165,7 +171,7 @@ static void *run_watcher(void *argument) {
     begin_confined("lane", readers->confined);
     while (!atomic_load(&readers->ended)) {
         unsigned waits = atomic_load(&readers->waits);
-        int attended = atomic_load(&readers->maybe_blocked) < atomic_load(&readers->active);
+        int attended = attending(readers) > 0;
         quiet = attended && waits == seen ? quiet + 1 : 0;
         unread = attended ? 0 : unread + 1;
         seen = waits;
