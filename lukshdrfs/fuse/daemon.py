@@ -23,7 +23,7 @@ from lukshdrfs.fuse.filesystem import ImageFileSystem
 from lukshdrfs.fuse.guard import Guard
 from lukshdrfs.fuse.lane.lane import FastLane, fuse_descriptors
 from lukshdrfs.fuse.locking import ignore_lock_signal, lock_when_due
-from lukshdrfs.fuse.mounting import _mount_source, mount_file_system
+from lukshdrfs.fuse.mounting import mount_file_system, mount_source
 from lukshdrfs.fuse.options import MountOptions
 from lukshdrfs.fuse.readiness import load_code
 from lukshdrfs.mounts.holders import describe_holders
@@ -60,7 +60,7 @@ def serve(
     file_system = ImageFileSystem(volume, options)
     kernel_options = {
         "default_permissions",
-        f"fsname={_mount_source(options.source)}",
+        f"fsname={mount_source(options.source)}",
         "subtype=lukshdrfs",
         *options.kernel_options,
         *(["ro"] if volume.read_only else []),

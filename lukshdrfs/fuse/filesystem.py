@@ -28,7 +28,7 @@ from lukshdrfs.fuse.lane.lane import FastLane
 from lukshdrfs.fuse.options import MountOptions
 from lukshdrfs.fuse.resizing import Resizing
 from lukshdrfs.mounts import control
-from lukshdrfs.mounts.wish import RESIZE_REQUEST
+from lukshdrfs.mounts.resize_request import RESIZE_REQUEST
 from lukshdrfs.volume import Volume
 
 log = logging.getLogger(__name__)

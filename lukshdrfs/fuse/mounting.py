@@ -30,7 +30,7 @@ class _Option(str):
         return super().encode(sys.getfilesystemencoding(), sys.getfilesystemencodeerrors())
 
 
-def _mount_source(source: str) -> str:
+def mount_source(source: str) -> str:
     r"""Return a source as an option's value: libfuse splits at commas that have no backslash before them."""
     return source.replace("\\", "\\\\").replace(",", "\\,")
 

@@ -23,7 +23,7 @@ import trio
 
 from lukshdrfs.errors import InUse, LukshdrfsError, UsageError
 from lukshdrfs.fuse.lane.lane import FastLane
-from lukshdrfs.mounts.wish import Wish
+from lukshdrfs.mounts.resize_request import Wish
 from lukshdrfs.volume import Volume
 
 log = logging.getLogger(__name__)
@@ -74,7 +74,7 @@ class Resizing:
             )
             raise pyfuse3.FUSEError(errno.EFBIG)
         async with self._turn:
-            if self.lane and size < self._volume.size:  # it never reaches past the payload's end
+            if self.lane and size < self._volume.size:  # so that the lane never reads past the payload's end
                 self.lane.set_size(size)
             try:
                 await self._in_thread(self._volume.resize, size)
@@ -179,7 +179,7 @@ class Resizing:
         size = volume.room() if wish.size is None else wish.size
         if size > before:
             self._progress["total"] = size - before
-            # the lane first: what is seen of the volume can be read and written
+            # the lane is told before the new size shows in stat: what is seen can be read and written
             volume.lengthen(size, fill=wish.fill, go_on=self._go_on, before_shown=lambda: self._tell_lane_of(size))
         elif size < before and wish.size is None:
             log.error("the payload was cut off: of the volume's %d bytes, only %d are left", before, size)

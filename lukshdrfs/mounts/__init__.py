@@ -15,8 +15,8 @@ from lukshdrfs.mounts.control import (
     request_lock,
 )
 from lukshdrfs.mounts.holders import describe_holders_apart, holders_apart, other_namespace_apart
+from lukshdrfs.mounts.resize_request import RESIZE_REQUEST, Wish
 from lukshdrfs.mounts.table import FILE_SYSTEM_TYPE, Mount, find_mount, mount_table, our_mounts
-from lukshdrfs.mounts.wish import RESIZE_REQUEST, Wish
 
 __all__ = [
     "ANSWER_LIMIT_S",

@@ -1,8 +1,8 @@
 """
 What a mount is asked by its owner, besides what files are asked.
 
-A mount is asked through itself, by attributes that no list has. A process number that the other side states is nothing
-that a signal may be sent to; but whoever answers here is whoever serves the mount. Reading an attribute of the `system`
+A mount is asked through itself, by attributes that no list has. A process number that a mount states may be forged, and
+no signal is ever sent to it; but whoever answers here is whoever serves the mount. Reading an attribute of the `system`
 namespace takes no permission on the file and no writable mount (xattr(7)), so the daemon looks who asks.
 
 Sources: proc(5) (`/proc/PID/stat`, field 22), pid_namespaces(7), pidfd_open(2). A FUSE file system lets in its owner

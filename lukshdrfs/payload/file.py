@@ -180,7 +180,7 @@ class FilePayload:
         return others
 
     def fail_waiting(self) -> None:
-        """See Payload. The kernel has what waits, and lets nobody go."""
+        """See Payload. There is nothing to do: a system call on a file cannot be cut short."""
 
     def wait_again(self) -> None:
         """See Payload."""

@@ -37,7 +37,7 @@ struct payload_operations {
     /* Sets space aside, and changes no byte. EINTR if a signal came before it was done. May be NULL: nobody promises
      * space. */
     int (*allocate)(struct payload *payload, uint64_t offset, uint64_t size);
-    /* Begins a request and waits for nothing. Returns 0 if that cannot be: then it is to be done by the others. May be
+    /* Begins a request and waits for nothing. Returns 0 if that cannot be: then the caller uses `read` or `write`. May be
      * NULL. */
     int (*start)(struct payload *payload, struct payload_request *request);
 };

@@ -6,7 +6,7 @@
 
 struct placed {
     struct extent extent;
-    uint32_t phase; /* where its sectors begin: at offsets with this remainder by the sector size */
+    uint32_t phase; /* the extent's start modulo its sector size: where its sectors begin */
     _Atomic uint64_t end;
 };
 

@@ -37,7 +37,7 @@ void extent_map_free(struct extent_map *map);
 /* Returns where the volume ends, in bytes. */
 uint64_t extent_map_end(const struct extent_map *map);
 
-/* Returns the number of the last extent, behind which that is. */
+/* Returns the number of the last extent, at whose end the volume ends. */
 size_t extent_map_last(const struct extent_map *map);
 
 /* Widens a range to whole sectors, whichever extents it is in now or comes to be in: it is what is to be locked. */

@@ -73,7 +73,7 @@ static uint64_t clipped(const struct native_volume *volume, uint64_t offset, uin
 
 /* --- ciphertext ------------------------------------------------------------------------------------------------------ */
 
-/* What follows returns 0 or an errno, which it has reported. */
+/* Each function from here to write_range() returns 0 or an errno, which it has reported. */
 
 static int read_waiting(struct native_volume *volume, const struct volume_host *host, uint8_t *data, size_t size,
                         uint64_t at) {
@@ -152,7 +152,7 @@ static int fetch_around(struct native_volume *volume, const struct volume_host *
 static int fetch_partial_sectors(struct native_volume *volume, const struct volume_host *host, const struct piece *piece,
                                  uint8_t *sectors) {
     size_t unit = piece->extent->sector_size, end = piece->skip + piece->size, last = piece->covered - unit;
-    if (piece->skip || end < unit) { /* `end` may lie in the first sector, too */
+    if (piece->skip || end < unit) { /* the range may begin at a sector's start and end within that sector */
         int error = fetch_around(volume, host, piece, sectors, 0, piece->skip, end < unit ? end : unit);
         if (error || last == 0)
             return error;
@@ -174,10 +174,8 @@ static void hold(struct native_volume *volume, const struct volume_host *host, s
     host->after_wait(host->self, token);
 }
 
-/* A piece that is not the first one of a range begins at a sector's start, and one that is not the last ends at a sector's
- * end: only the outer ends of a range reach past it. */
-
-/* The sectors come to lie around `data`, with the plaintext that was asked for at `data` itself. */
+/* The sectors come to lie around `data`, with the plaintext that was asked for at `data` itself. Only the first and the
+ * last sector of a range can be partial, so the sectors of one piece never reach into another one's data. */
 static int read_range(struct native_volume *volume, const struct volume_host *host, uint8_t *data, uint64_t offset,
                       uint64_t end) {
     int error = 0;

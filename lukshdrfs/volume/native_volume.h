@@ -25,7 +25,7 @@ enum volume_trouble {
     VOLUME_CIPHER,  /* the crypto library failed */
 };
 
-/* Whose threads these are. */
+/* Who calls the volume: it is told before a thread may wait, and of failures. */
 struct volume_host {
     void *self;
     /* Called before and after whatever may wait for the payload; what the one returns, the other is given. */
@@ -35,7 +35,7 @@ struct volume_host {
     void (*report)(void *self, int trouble, uint64_t payload_offset, int error);
 };
 
-/* For threads that may wait, and tell nobody: what a function returns says enough. */
+/* Returns a host whose functions do nothing. */
 const struct volume_host *volume_plain_host(void);
 
 struct native_volume;
@@ -55,7 +55,7 @@ int native_volume_is_read_only(const struct native_volume *volume);
 void native_volume_set_size(struct native_volume *volume, uint64_t size);
 
 /* Each returns how many bytes it did, fewer at the volume's end, or an errno, negated. A write that begins at the end is
- * refused with ENOSPC, as by a block device; what is behind it of one that begins before is left out. */
+ * refused with ENOSPC, as by a block device; one that reaches past the end is cut off there. */
 ssize_t native_volume_read(struct native_volume *volume, const struct volume_host *host, uint8_t *data, size_t size,
                            uint64_t offset);
 /* Changes `data`. With `synchronous`, they are on the storage on return, and an error is of this write alone. */

@@ -13,7 +13,7 @@ _MODULUS = 1 << 64
 
 class NativeVolume:
     """
-    A `struct native_volume`. It lives as long as this object: whoever has it can still say where the volume ends.
+    A `struct native_volume`. It lives as long as this object: `set_size` is safe even after the volume is closed.
 
     Payload, locks and ciphers are the volume's. Nothing may be read or written once those are closed.
     """

@@ -1,9 +1,9 @@
 """
 Plaintext bytes at any offset: payload, segments and ciphers together.
 
-This is the one place with read-modify-write and its locks. The unit of atomicity is the sector: of two
-concurrent writes to one sector none is lost, and a read sees a sector before or after a write, never between.
-Across sectors there is no such promise, as on a disk.
+In Python, read-modify-write is done here and nowhere else; native_volume.c does the same in C, under the same locks.
+The unit of atomicity is the sector: of two concurrent writes to one sector none is lost, and a read sees a sector
+before or after a write, never between. Across sectors there is no such promise, as on a disk.
 """
 
 from __future__ import annotations
@@ -208,7 +208,7 @@ class Volume:
         """
         Return what C code needs to read and write the volume by itself, beside this object and under its locks.
 
-        So many threads of it need no memory for ciphers then. It ends where this volume ends now, until it is told
+        Cipher contexts for that many threads are made in advance. It ends where this volume ends now, until it is told
         otherwise. None if the payload is nothing that C code can use. What is returned is good until `close`.
         Raises OutOfMemory.
         """

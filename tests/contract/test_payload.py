@@ -19,6 +19,7 @@ from support.qcow2_images import new_image
 from support.tools import require
 
 from lukshdrfs.errors import PayloadError, ReadOnlyError
+from lukshdrfs.native import ffi
 from lukshdrfs.payload import Access, FilePayload, Payload, PayloadName, open_payload
 
 SIZE = 1 << 20
@@ -219,3 +220,32 @@ def test_whoever_waits_can_be_let_go_and_wait_again(payload: Payload) -> None:
         except PayloadError:
             threading.Event().wait(0.05)
     assert read(payload, 2, 0) == b"on"
+
+
+@pytest.mark.parametrize("opening", ["nbd", "qcow2"], indirect=True)
+def test_what_nobody_waits_for_is_finished_once(payload: Payload) -> None:
+    """A request that is taken calls back with its outcome, from another thread; what cannot be is refused at once."""
+    native, done = NativePayload(payload), threading.Event()
+    outcomes: list[int] = []
+
+    @ffi.callback("void(struct payload_request *, int)")  # type: ignore[untyped-decorator]
+    def finished(_request: object, error: int) -> None:
+        outcomes.append(error)
+        done.set()
+
+    data = ffi.new("uint8_t[]", bytes(range(256)) * 16)
+    for writing in (True, False):
+        done.clear()
+        request = ffi.new(
+            "struct payload_request *",
+            {"writing": writing, "data": data, "size": 4096, "offset": 8192, "finished": finished},
+        )
+        assert native.start(request)
+        assert done.wait(20)
+        ffi.memmove(data, bytes(4096), 4096 * writing)  # what is read comes from the storage
+    assert bytes(ffi.buffer(data, 4096)) == bytes(range(256)) * 16
+    assert outcomes == [0, 0]
+    past_the_end = ffi.new(
+        "struct payload_request *", {"writing": False, "data": data, "size": 4096, "offset": SIZE, "finished": finished}
+    )
+    assert not native.start(past_the_end)

@@ -46,6 +46,10 @@ class NativePayload:
         if code:
             raise PayloadError("writing", code)
 
+    def start(self, request: object) -> bool:
+        """Begin a request that nobody waits for; return whether it was taken."""
+        return bool(self._operations.start(self.payload.native, request))  # type: ignore[attr-defined]
+
     def flush(self) -> None:
         code = self._operations.flush(self.payload.native, True)  # type: ignore[attr-defined]
         if code:

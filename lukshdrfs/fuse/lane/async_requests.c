@@ -30,8 +30,8 @@ void async_requests_destroy(struct async_requests *async) {
     pthread_mutex_destroy(&async->mutex);
 }
 
-/* Whether the volume is locked is looked at after the request is counted, both under the mutex: whoever has set that and
- * then finds none under way knows that none will come. */
+/* `locked` is read and the request counted under one mutex. lane_lock() sets `locked` and reads the count under that mutex
+ * afterwards: either it sees this request, or this request has seen `locked`. */
 static struct async_request *claim(struct async_requests *async) {
     pthread_mutex_lock(&async->mutex);
     struct async_request *request = atomic_load(async->locked) ? NULL : async->free;
@@ -81,7 +81,7 @@ int async_requests_take(struct async_requests *async, const struct request *requ
                                           .host = async->host,
                                           .finished = finished};
     if (writing)
-        memcpy(own->data, request->data, size); /* a thread needs them as they are, if this cannot be */
+        memcpy(own->data, request->data, size); /* native_volume_start() encrypts in place, and may refuse */
     if (native_volume_start(async->volume, &own->volume))
         return 1;
     give_back(async, own);

@@ -48,10 +48,10 @@ struct coherence {
     int device, confined;
     unsigned shift; /* of a granule */
     _Atomic uint64_t node; /* the image; 0: nothing was cached so far */
-    /* the granules that are being dropped: first << 32 | last, +1 so that 0 is none */
+    /* the granules that are being dropped: (first + 1) << 32 | (last + 1); 0: none */
     _Atomic uint64_t dropping;
     _Atomic uint64_t *cached; /* a bit a granule */
-    atomic_int filling; /* something was cached since the last drop that was not cached before */
+    atomic_int filling; /* a bit was set since the last drop */
     uint64_t reach;     /* of the next drop; the thread's own */
     atomic_int ending;
     atomic_int forget_all; /* there was no memory to remember a range */
@@ -96,7 +96,7 @@ static int is_cached(struct coherence *coherence, uint64_t granule) {
     return (atomic_load(&coherence->cached[granule / WORD_BITS]) >> granule % WORD_BITS & 1) != 0;
 }
 
-/* Bits first: one that is cleared is in `dropping` before. */
+/* Reads the bits before `dropping`: drop() sets `dropping` before it clears a bit, so one of the two shows it. */
 static int may_be_cached(struct coherence *coherence, uint64_t first, uint64_t last) {
     for (uint64_t granule = first; granule <= last; granule++)
         if (is_cached(coherence, granule))
@@ -116,7 +116,7 @@ static void drop(struct coherence *coherence, uint64_t first, uint64_t last) {
                 .range = {.ino = atomic_load(&coherence->node), .off = (int64_t)(first << coherence->shift)}};
     if (!notice.range.ino)
         return;
-    if (last < GRANULES - 1) /* else 0, which is to the end */
+    if (last < GRANULES - 1) /* a length of 0 means to the end of the file */
         notice.range.len = (int64_t)((last - first + 1) << coherence->shift);
     atomic_store(&coherence->dropping, (first + 1) << 32 | (last + 1));
     for (uint64_t granule = first; granule <= last; granule++)

@@ -12,13 +12,13 @@ static int refusal(const struct lane *lane, const struct fuse_fallocate_in *in) 
     if (native_volume_is_read_only(lane->volume))
         return EROFS;
     if (in->mode & ~(uint32_t)(FALLOC_FL_ZERO_RANGE | FALLOC_FL_KEEP_SIZE))
-        return EOPNOTSUPP; /* a hole would be promised, which gives space back: the payload keeps its own */
+        return EOPNOTSUPP; /* PUNCH_HOLE promises to free space, and the payload frees none */
     if (!(in->mode & FALLOC_FL_KEEP_SIZE) && (in->offset > size || in->length > size - in->offset))
         return ENOSPC; /* the image would have to grow */
     return 0;
 }
 
-/* It may take minutes, if only of work. Returns 0 or an errno, and sets how many bytes are zeros now. */
+/* It may take minutes even if the payload never blocks, so the readers are told here. Returns 0 or an errno, and sets how many bytes are zeros now. */
 static int allocate(struct worker *worker, uint64_t *zeroed) {
     const struct fuse_fallocate_in *in = &worker->request.head.fallocate;
     struct lane *lane = worker->lane;

@@ -121,7 +121,8 @@ static int flush_for(struct flush_errors *errors, uint64_t number) {
     return error;
 }
 
-/* For who has not asked for more than his own write. If that fails, it is others' data that are lost, and they hear. */
+/* Serves the FSYNC that the kernel adds after a synchronous write. Its failure concerns other writes, so it is noted for
+ * all handles. */
 static int flush_after_write(struct flush_errors *errors) {
     int error = native_volume_flush(errors->volume, errors->host, 0);
     pthread_mutex_lock(&errors->mutex);

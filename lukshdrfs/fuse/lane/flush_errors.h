@@ -19,7 +19,7 @@
 struct handle {
     struct handle *next;
     uint64_t number;
-    unsigned heard; /* of so many failed flushes */
+    unsigned heard; /* how many of `failures` it has been told */
     int cached;     /* it goes through the page cache */
 };
 
@@ -34,8 +34,8 @@ struct flush_errors {
     struct flush *flushes; /* those under way, or whose outcome nobody has taken down yet */
     uint64_t begun;    /* flushes, so far */
     pthread_cond_t flushed;
-    /* Synchronous writes that have succeeded, and whose callers the kernel has sync the handle next: it does so where the
-     * page cache is used. At the place that the caller's number gives; a caller of 0 is none. */
+    /* Successful synchronous writes after which the kernel sends an FSYNC on its own: it does so where the page cache is
+     * used. At the place that the caller's number gives; a caller of 0 is none. */
     struct {
         uint64_t handle;
         uint32_t caller;

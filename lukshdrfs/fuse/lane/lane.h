@@ -46,7 +46,7 @@ struct lane *lane_start(const struct lane_config *config, int *error);
 int lane_lock(struct lane *lane, unsigned patience_ms);
 
 /* Has the kernel drop what it has cached of the image. Returns 1 when it has, 0 if that takes longer than so many
- * milliseconds: somebody who would have to serve a page's request first does not. */
+ * milliseconds: a request for one of the pages is not being answered. */
 int lane_forget_cached(struct lane *lane, unsigned patience_ms);
 
 /* Returns how many data requests there have been so far. */

@@ -25,7 +25,7 @@ DEVICE = "/dev/fuse"
 STOP_PATIENCE_MS = 70_000
 """Longer than a request that waits for a server that is away: twice, for parts of blocks are read first."""
 LARGEST_REQUEST = 1 << 20
-"""Bytes of data, as in lane.c."""
+"""Bytes of data, as LARGEST_REQUEST in request.h."""
 SMALLEST_REQUEST = 1 << 16
 HEAD = 4096
 """Bytes at most of what comes before a request's data."""

@@ -5,9 +5,9 @@
  * `readers.mutex`: a thread that finds no turn says that it waits.
  *
  * Locking (lane_lock) asks one part after the other whether all is quiet, without a mutex over all of them. It suffices,
- * for `locked` is set first, and whoever takes a turn or an asynchronous request looks at `locked` after that is counted:
- * a request that was counted later than lane_lock() looked has seen it, and is refused. For turns that is so in
- * worker.c, serve(); for asynchronous requests, in async_requests.c, claim(). */
+ * for `locked` is set first. A thread looks at it while it holds a turn (worker.c, serve()), so a request that takes its
+ * turn after lane_lock() has counted is refused; asynchronous requests are counted and look at it under one mutex
+ * (async_requests.c, claim()). */
 #ifndef LUKSHDRFS_PARTS_H
 #define LUKSHDRFS_PARTS_H
 

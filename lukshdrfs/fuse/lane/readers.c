@@ -11,7 +11,8 @@
 
 /* Who goes to wait for the payload does not know whether it will take long: a write to a file mostly ends in the page
  * cache. To wake somebody up each time would cost more than the write. So a thread watches, and looks this often whether
- * a request lies unread because all wait; where that was so, the next waits call another thread before they begin. */
+ * a request lies unread because all wait. After it has found one, each of the next EAGER_WAITS waits calls another thread
+ * before it begins. */
 #define WATCH_INTERVAL_NS 300000
 #define EAGER_WAITS 1000
 #define LONG_WAIT 4    /* looks after which somebody is to read anyway */

@@ -30,7 +30,7 @@ struct readers {
     atomic_int watching;         /* the watching thread is awake */
     atomic_int ended;            /* there are no more requests */
 
-    pthread_mutex_t mutex; /* for all that follows, up to the thread; `turns.mutex` may be held before */
+    pthread_mutex_t mutex; /* for all that follows, up to the thread; it may be taken while `turns.mutex` is held */
     pthread_cond_t called;
     pthread_cond_t watch;
     unsigned running; /* threads that have not ended */
@@ -57,14 +57,15 @@ int readers_leave(struct readers *readers);
 enum reader_turn { READER_READS, READER_ENDED, READER_RECALLED };
 
 /* Returns when this thread is to read, when there is nothing to read any more, or when readers_recall() has been called
- * since `*recalls` was 0 or set by this function, and the thread is parked. */
+ * since this thread's last call, and the thread is parked. `*recalls` is 0 at a thread's first call, and later what this
+ * function left there. */
 enum reader_turn readers_wait(struct readers *readers, unsigned *recalls);
 
 /* Around whatever may wait for the payload. What the first one returns, the second one is given. */
 int readers_before_wait(struct readers *readers);
 void readers_after_wait(struct readers *readers, int token);
 
-/* Around what waits for certain, and not for the payload: a turn. */
+/* Around a wait for a turn, which always blocks. */
 void readers_block(struct readers *readers);
 void readers_unblock(struct readers *readers);
 

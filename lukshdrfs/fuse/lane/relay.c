@@ -8,6 +8,7 @@
 #include <string.h>
 #include <sys/socket.h>
 
+#include "fuse/lane/lane.h"
 #include "threads/confinement.h"
 #include "threads/ready_memory.h"
 
@@ -280,7 +281,7 @@ static void *run_answers(void *argument) {
         if ((size_t)size > LARGEST_ANSWER) {
             struct fuse_out_header header;
             memcpy(&header, message, sizeof header);
-            relay->host->report(relay->host->self, RELAY_TOO_LONG, 0, EMSGSIZE);
+            relay->host->report(relay->host->self, LANE_TOO_LONG, 0, EMSGSIZE);
             transport_answer(relay->answers->transport, header.unique, EIO, NULL, 0);
             continue;
         }

@@ -33,9 +33,6 @@ struct relay {
     uint8_t *buffer;
 };
 
-/* What the thread reports beside what the volume does: enum volume_trouble has smaller numbers. */
-#define RELAY_TOO_LONG 101
-
 /* Returns 0 or an errno. */
 int relay_init(struct relay *relay, const struct relay_config *config, const struct answers *answers,
                struct flush_errors *flush_errors, const struct volume_host *host);

@@ -111,7 +111,7 @@ int turns_pass_on(struct turns *turns, struct request *request) {
         found = first->head != NULL;
         if (found) {
             request->head = *first->head;
-        } else { /* its thread goes on in this one's stead */
+        } else { /* the turn passes to the thread that waits */
             first->turn = 1;
             pthread_cond_signal(&first->called);
         }

@@ -8,7 +8,7 @@
 #include "fuse/lane/readers.h"
 #include "fuse/lane/request.h"
 
-/* READs that can be put aside; each thread can keep one more request. */
+/* READs that can be put aside. When all places are taken, a thread waits with its READ. */
 #define PUT_ASIDE 256
 
 /* A request that waits for its turn: a READ that was put aside, or that of a thread which waits with it. */

@@ -19,7 +19,8 @@ static void wipe_if_locked(struct worker *worker) {
         wipe(worker);
 }
 
-/* Call while a turn is taken: so what lane_lock() has found quiet stays quiet. */
+/* Call while a turn is held. `locked` is looked at here: a request that takes its turn after lane_lock() has counted the
+ * turns is refused. */
 static void serve(struct worker *worker) {
     struct lane *lane = worker->lane;
     if (atomic_load(&lane->locked)) {
@@ -52,7 +53,7 @@ static void serve_in_turn(struct worker *worker) {
     while (turns_pass_on(turns, &worker->request));
 }
 
-/* Says what the kernel is about to cache: the requests that fill its pages, or write them back, are nobody's. */
+/* Says what the kernel is about to cache: the requests that fill its pages, or write them back, have no lock owner. */
 static void note_cached(struct worker *worker) {
     const struct request_head *head = &worker->request.head;
     struct coherence *coherence = worker->lane->coherence;
@@ -125,7 +126,7 @@ void *run_worker(void *argument) {
     while (serve_next(worker))
         ;
     readers_end(&lane->readers);
-    wipe(worker); /* locked or not: who locks later need not wait for it */
+    wipe(worker); /* also if it is not locked: lane_lock() waits until all threads have, those that ended, too */
     if (readers_leave(&lane->readers))
         shutdown(lane->config.events, SHUT_WR);
     return NULL;
