@@ -35,7 +35,10 @@ log = logging.getLogger(__name__)
 READAHEAD_KIB = 1024
 """The kernel's own is 128: a large file is read in as many more requests."""
 FINISHING_THREADS = 24
-"""Threads that decrypt besides `MountOptions.workers`: the lane's spare ones, and those of a server's connections."""
+"""
+Threads that decrypt besides `MountOptions.workers`: the lane's spare ones (SPARE_THREADS in fuse/lane/lane.c), and the
+receivers of a server's connections (payload/nbd/session.c). More contexts than threads only take memory.
+"""
 
 
 def serve(

@@ -4,11 +4,9 @@ from __future__ import annotations
 
 import contextlib
 import errno
-import fcntl
 import logging
 import os
 import stat
-import sys
 import threading
 from typing import Self
 
@@ -17,10 +15,10 @@ from lukshdrfs.native import ffi, lib
 from lukshdrfs.payload.image_locks import lock_image
 from lukshdrfs.payload.in_use import check_unused
 from lukshdrfs.payload.loop_devices import UnknownBacking, backings
+from lukshdrfs.payload.writable import check_writable_device
 
 log = logging.getLogger(__name__)
 
-_BLKROGET = 0x125E  # linux/fs.h
 SYNCHRONOUS_WRITES = 16
 """Synchronous writes that are under way at the same time, at most: each has an open file description of its own."""
 
@@ -76,8 +74,8 @@ class FilePayload:
             opened.callback(os.close, descriptor)
             if stat.S_IFMT(os.fstat(descriptor).st_mode) != stat.S_IFMT(mode):
                 raise InUse(f"payload {name} is being replaced by another program")
-            if stat.S_ISBLK(mode) and not read_only:
-                check_writable_device(descriptor, name)
+            if not read_only:
+                check_writable_device(descriptor, name, f"payload {name}", "use --read-only")
             locks = _lock_everywhere(descriptor, name, opened, writable=not read_only, window=window) if locked else []
             if not read_only and not flags & os.O_EXCL:
                 check_unused(descriptor, f"payload {name}", window)
@@ -270,13 +268,6 @@ def _file_mode(name: str) -> int:
         kind = "a directory" if stat.S_ISDIR(mode) else "neither a file nor a block device"
         raise DeviceError(f"payload {name} is {kind}")
     return mode
-
-
-def check_writable_device(descriptor: int, name: str) -> None:
-    """Raise DeviceError for a device that refuses every write: the kernel opens it for writing all the same."""
-    answer = fcntl.ioctl(descriptor, _BLKROGET, bytes(4))
-    if int.from_bytes(answer, sys.byteorder):
-        raise DeviceError(f"payload {name} is a read-only device; use --read-only")
 
 
 def _open(name: str, flags: int) -> int:

@@ -48,9 +48,9 @@ def _attribute(name: str) -> str:
     return f"it can only be appended to; 'chattr -a {name}' changes that" if flags & _APPEND_ONLY else ""
 
 
-def check_writable_device(descriptor: int, name: str, described: str) -> None:
+def check_writable_device(descriptor: int, name: str, described: str, way_out: str = "") -> None:
     """
-    Raise DeviceError for a block device that refuses every write.
+    Raise DeviceError for a block device that refuses every write; `way_out` is told instead of how to change that.
 
     The kernel opens it for writing all the same, and says "Operation not permitted" when it is written to.
     """
@@ -58,7 +58,5 @@ def check_writable_device(descriptor: int, name: str, described: str) -> None:
         return
     answer = fcntl.ioctl(descriptor, _BLKROGET, bytes(4))
     if int.from_bytes(answer, sys.byteorder):
-        raise DeviceError(
-            f"{described} cannot be written to: it is a read-only device; 'blockdev --setrw {name}' or the switch on "
-            "the medium changes that"
-        )
+        way_out = way_out or f"'blockdev --setrw {name}' or the switch on the medium changes that"
+        raise DeviceError(f"{described} cannot be written to: it is a read-only device; {way_out}")

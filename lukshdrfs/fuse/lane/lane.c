@@ -113,6 +113,8 @@ static int start_threads(struct lane *lane) {
     return error;
 }
 
+uint32_t lane_largest_request(void) { return (uint32_t)LARGEST_REQUEST; }
+
 struct lane *lane_start(const struct lane_config *config, int *error) {
     struct lane *lane = lane_new(config);
     *error = lane ? start_threads(lane) : ENOMEM;

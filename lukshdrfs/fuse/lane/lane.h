@@ -17,7 +17,7 @@ struct lane_config {
     int confined;             /* the threads may use what is open, and nothing else */
     unsigned workers;         /* data requests that are served at the same time */
     uint64_t size;            /* the image's, in bytes */
-    uint32_t largest_request; /* bytes of data, at most 1 MiB: what INIT's answer grants is cut to it */
+    uint32_t largest_request; /* bytes of data, at most lane_largest_request(): what INIT's answer grants is cut to it */
     uint32_t page_size;       /* the kernel's, in bytes: it counts requests in pages */
     struct native_volume *volume; /* stays the caller's; NULL: libfuse serves all requests */
 };
@@ -36,6 +36,9 @@ struct lane_event {
 };
 
 struct lane;
+
+/* Returns how many bytes of data one request may have: what buffers are made for. */
+uint32_t lane_largest_request(void);
 
 /* Starts the threads. Returns NULL and sets *error to an errno if that fails; then nothing has been read, but the
  * socket to libfuse is shut down. */

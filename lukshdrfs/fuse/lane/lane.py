@@ -16,16 +16,14 @@ from pathlib import Path
 import trio
 
 from lukshdrfs.errors import DeviceError
+from lukshdrfs.fuse.checks import DEVICE
 from lukshdrfs.native import ffi, lib
 from lukshdrfs.volume import NativeVolume
 
 log = logging.getLogger(__name__)
 
-DEVICE = "/dev/fuse"
 STOP_PATIENCE_MS = 70_000
 """Longer than a request that waits for a server that is away: twice, for parts of blocks are read first."""
-LARGEST_REQUEST = 1 << 20
-"""Bytes of data, as LARGEST_REQUEST in request.h."""
 SMALLEST_REQUEST = 1 << 16
 HEAD = 4096
 """Bytes at most of what comes before a request's data."""
@@ -86,9 +84,9 @@ def _splice(source: int, target: int) -> int:
 def _room_for_requests(*ends: socket.socket) -> int:
     """Have sockets hold large messages, if the system allows that; return how much data a request may have, bytes."""
     for end in ends:
-        end.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 2 * LARGEST_REQUEST)
+        end.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 2 * lib.lane_largest_request())
     room = min(end.getsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF) for end in ends)
-    largest = LARGEST_REQUEST
+    largest: int = lib.lane_largest_request()
     while largest > SMALLEST_REQUEST and largest + HEAD > room // 2:
         largest //= 2
     return largest
@@ -112,7 +110,7 @@ class FastLane:
         fcntl.fcntl(self._device, fcntl.F_SETFD, fcntl.FD_CLOEXEC)
         os.set_blocking(self._device, True)
         self._ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-        largest = LARGEST_REQUEST if volume else _room_for_requests(self._ours, theirs)
+        largest = lib.lane_largest_request() if volume else _room_for_requests(self._ours, theirs)
         self._events, self._told = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         error = ffi.new("int *")
         self._lane = lib.lane_start(self._configuration(size, workers if volume else 0, largest), error)

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Self
 
 from lukshdrfs.errors import DeviceError, InUse
-from lukshdrfs.payload.file import check_writable_device
+from lukshdrfs.payload.writable import check_writable_device
 from lukshdrfs.payload.qemu.confined_process import Access, open_as
 
 _NO_GROUP = 65534
@@ -92,7 +92,7 @@ class ImageFile:
                 exclusive = os.open(f"/proc/self/fd/{descriptor}", os.O_RDWR | os.O_EXCL | os.O_CLOEXEC)
                 os.close(descriptor)
                 descriptor = exclusive
-                check_writable_device(descriptor, name)
+                check_writable_device(descriptor, name, f"payload {name}", "use --read-only")
             return cls(descriptor, name, read_only=read_only)
         except BaseException:
             os.close(descriptor)

@@ -13,7 +13,6 @@ from pathlib import Path
 import pytest
 
 from lukshdrfs.errors import DeviceError
-from lukshdrfs.payload import file as payload_file
 from lukshdrfs.payload.writable import check_writable_device, not_writable
 
 GET_FLAGS, IS_READ_ONLY = 0x80086601, 0x125E
@@ -91,7 +90,7 @@ def test_a_file_that_cannot_be_looked_at_has_no_attribute(tmp_path: Path, monkey
 
 @pytest.mark.parametrize("check", [
     lambda descriptor: check_writable_device(descriptor, "/dev/it", "header it"),
-    lambda descriptor: payload_file.check_writable_device(descriptor, "/dev/it"),
+    lambda descriptor: check_writable_device(descriptor, "/dev/it", "payload it", "use --read-only"),
 ])  # fmt: skip
 @pytest.mark.parametrize("read_only", [0, 1, 256])
 def test_a_read_only_device_is_told(
