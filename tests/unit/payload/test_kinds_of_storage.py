@@ -42,7 +42,7 @@ def test_a_device_is_opened_for_ourselves_and_asked_whether_it_takes_writes(
         flags.append(how)
         return opening_it(name, how)
 
-    def check(descriptor: int, name: str) -> None:
+    def check(descriptor: int, name: str, _described: str, _way_out: str) -> None:
         checked.append((str(Path(f"/proc/self/fd/{descriptor}").readlink()), name))
         if len(checked) > 1:
             raise DeviceError("read-only")
