@@ -16,8 +16,8 @@ from pathlib import Path
 from typing import Self
 
 from lukshdrfs.errors import DeviceError, InUse
-from lukshdrfs.payload.writable import check_writable_device
 from lukshdrfs.payload.qemu.confined_process import Access, open_as
+from lukshdrfs.payload.writable import check_writable_device
 
 _NO_GROUP = 65534
 """Of `nogroup`: Linux, /proc/sys/kernel/overflowgid."""
