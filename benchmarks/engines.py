@@ -21,6 +21,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from contenders import (
+    BEFORE,
     PATIENCE_S,
     Running,
     Workbench,
@@ -95,10 +96,13 @@ def stores(delay: str | None) -> dict[str, Callable[[Workbench], AbstractContext
 
 def programs() -> dict[str, Callable[[Workbench, Store], AbstractContextManager[Running]]]:
     """Return what is compared."""
-    return {
-        "lukshdrfs": lambda bench, store: lukshdrfs_mount(bench, store.payload, *store.options),
-        "qemu": lambda bench, store: qemu_luks(bench, *store.nodes),
+    found: dict[str, Callable[[Workbench, Store], AbstractContextManager[Running]]] = {
+        "lukshdrfs": lambda bench, store: lukshdrfs_mount(bench, store.payload, *store.options)
     }
+    if BEFORE:
+        older = Path(BEFORE)
+        found["before"] = lambda bench, store: lukshdrfs_mount(bench, store.payload, *store.options, programs=older)
+    return found | {"qemu": lambda bench, store: qemu_luks(bench, *store.nodes)}
 
 
 def measure(bench: Workbench, arguments: argparse.Namespace) -> dict[str, dict[str, dict[str, list[Result]]]]:
