@@ -32,3 +32,14 @@ int pbkdf2(const char *hash, const uint8_t *secret, size_t secret_size, const ui
                ? CIPHER_FAILED
                : CIPHER_OK;
 }
+
+int hash_blocks(const char *hash, const uint8_t *data, size_t count, size_t block, uint8_t *digests) {
+    use_gcrypt();
+    int algorithm = gcry_md_map_name(hash);
+    size_t size = gcry_md_get_algo_dlen(algorithm);
+    if (algorithm == 0 || size == 0)
+        return CIPHER_UNSUPPORTED;
+    for (size_t i = 0; i < count; i++)
+        gcry_md_hash_buffer(algorithm, digests + i * size, data + i * block, block);
+    return CIPHER_OK;
+}

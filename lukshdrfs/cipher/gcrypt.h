@@ -18,4 +18,7 @@ size_t hash_size(const char *hash);
 int pbkdf2(const char *hash, const uint8_t *secret, size_t secret_size, const uint8_t *salt, size_t salt_size,
            unsigned long iterations, uint8_t *key, size_t key_size);
 
+/* Hashes `count` blocks of `block` bytes, one after the other, into as many digests without gaps. */
+int hash_blocks(const char *hash, const uint8_t *data, size_t count, size_t block, uint8_t *digests);
+
 #endif

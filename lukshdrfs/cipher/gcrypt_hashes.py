@@ -1,4 +1,4 @@
-"""Libgcrypt's hashes by its own names: which there are, and PBKDF2 with those that OpenSSL does not have."""
+"""Libgcrypt's hashes by its own names: which there are, PBKDF2 with them, and digests of many blocks at a time."""
 
 from __future__ import annotations
 
@@ -26,3 +26,15 @@ def gcrypt_pbkdf2_into(key: SecretBytes, secret: SecretBytes, salt: bytes, itera
     )
     if status != lib.CIPHER_OK:
         raise UnsupportedFeature(f"pbkdf2 with {hash_name} is not supported by the installed libgcrypt")
+
+
+def gcrypt_hash_blocks(name: str, data: memoryview, block: int) -> bytearray:
+    """Return the digests of whole blocks of `block` bytes, without gaps. Raises UnsupportedFeature for other hashes."""
+    count = len(data) // block
+    digests = bytearray(count * gcrypt_hash_size(name))
+    status = lib.hash_blocks(
+        name.encode(), ffi.from_buffer("uint8_t[]", data), count, block, ffi.from_buffer("uint8_t[]", digests)
+    )
+    if status != lib.CIPHER_OK:
+        raise UnsupportedFeature(f"the hash {name} is not supported by the installed libgcrypt")
+    return digests

@@ -8,11 +8,12 @@ from __future__ import annotations
 
 from collections import Counter
 
-from lukshdrfs.errors import HeaderError
+from lukshdrfs.errors import HeaderError, UnsupportedFeature
 from lukshdrfs.findings import Finding
 from lukshdrfs.luks.capabilities import missing_for_segments
 from lukshdrfs.luks.luks1.repair import misspelt_hash, repair_luks1
 from lukshdrfs.luks.luks2.binary import read_copies
+from lukshdrfs.luks.luks2.reencryption.state import ReencryptionState, Stage
 from lukshdrfs.luks.luks2.tokens import orphan_tokens
 from lukshdrfs.luks.model import STRIPES, Header, Keyslot
 from lukshdrfs.sectors import SECTOR
@@ -40,7 +41,26 @@ def verify(header: Header, size: int) -> tuple[Finding, ...]:
         found.append(Finding("warning", "keyslots", "there is none: only the volume key itself opens the volume"))
     if header.requirements:
         found.append(Finding("warning", "header", f"it requires {', '.join(header.requirements)}"))
-    return tuple(found)
+    return (*found, *_verify_conversion(header))
+
+
+def _verify_conversion(header: Header) -> list[Finding]:
+    """Say how far a conversion is, or what is wrong with it. Whether it is genuine takes the keys to tell."""
+    try:
+        state = ReencryptionState.of(header)
+    except HeaderError as error:
+        return [Finding("error", "conversion", str(error))]
+    except UnsupportedFeature as error:
+        return [Finding("warning", "conversion", str(error))]
+    if state is None:
+        return []
+    text = {
+        Stage.CLEAN: f"it is half-way; 'lukshdrfs {state.mode}' goes on, and so does 'cryptsetup reencrypt'",
+        Stage.CRASHED: f"a step was cut off; 'lukshdrfs {state.mode}' recovers that and goes on, 'mount' recovers it",
+        Stage.FINISHED: "all data are converted, and the header does not say so; only "
+        f"'lukshdrfs {state.mode}' ends it without harm: cryptsetup 2.8 would convert them again",
+    }
+    return [Finding("warning", "conversion", f"{state.mode}: {text[state.stage]}")]
 
 
 def _verify_luks1(header: Header, size: int) -> list[Finding]:

@@ -5,7 +5,8 @@ Feeds parsers with what a coverage-guided fuzzer makes up: only results and the 
 
 TARGET: `luks1` (a LUKS1 header's 592 bytes), `luks2` (a LUKS2 header's JSON area, with right checksums), `binary` (the
 first 512 bytes of both copies of a LUKS2 header, with right checksums), `shared` (the tokens of a header for several
-payloads), `json` (the JSON reader alone), `options` (mount's -o), `area` (keyslots, and what is in their areas).
+payloads), `reencryption` (the metadata of a conversion, and steps from there), `json` (the JSON reader alone),
+`options` (mount's -o), `area` (keyslots, and what is in their areas).
 Takes `pip install atheris`. Bounds are libFuzzer's: -timeout=2 -rss_limit_mb=400. NBD answers are
 `tests/native/nbd_answers.c`.
 """
@@ -18,12 +19,15 @@ import gzip
 import json
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import atheris
 from cryptography.hazmat.primitives.hashes import SHA256, Hash
 
-with atheris.instrument_imports(include=["lukshdrfs.luks", "lukshdrfs.cli.commands.mount.fstab_options"]):
+with atheris.instrument_imports(
+    include=["lukshdrfs.luks", "lukshdrfs.volume.moving", "lukshdrfs.cli.commands.mount.fstab_options"]
+):
     from lukshdrfs.cli.commands.mount.fstab_options import apply_options, split_options
     from lukshdrfs.errors import LukshdrfsError, UsageError
     from lukshdrfs.luks.header import header_extent, parse_header
@@ -31,9 +35,13 @@ with atheris.instrument_imports(include=["lukshdrfs.luks", "lukshdrfs.cli.comman
     from lukshdrfs.luks.keys.kdf import KdfLimits
     from lukshdrfs.luks.keys.unlock import unlock
     from lukshdrfs.luks.luks2.binary import BINARY, CHECKSUM_OFFSET
+    from lukshdrfs.luks.luks2.reencryption.edits import finished, renumbered, step_parts, with_parts
+    from lukshdrfs.luks.luks2.reencryption.state import ReencryptionState, Side, Stage
     from lukshdrfs.luks.luks2.shared import header_for, shared_payloads
     from lukshdrfs.luks.luks2.strict_json import load
     from lukshdrfs.secret import SecretBytes
+    from lukshdrfs.volume.moving.sides import plaintext_size
+    from lukshdrfs.volume.moving.zone import next_zone
 
 DATA = Path(__file__).parents[1] / "data"
 sys.path.insert(0, str(Path(__file__).parents[1]))
@@ -90,6 +98,27 @@ def _seal(header: bytearray, offset: int) -> None:
         header[at : at + 64] = digest.finalize().ljust(64, b"\0")
 
 
+def reencryption(data: bytes) -> None:
+    """Take the state of a conversion, and steps from there: each has to be read as it was written."""
+    document = load(data[: COPY - JSON_START] + b"\0")
+    header = with_json_area(LUKS2[: 2 * COPY], json.dumps(document).encode()[: COPY - JSON_START])
+    state = ReencryptionState.of(parse_header(header, SIZE))
+    if state is None:
+        return
+    size = plaintext_size(state, SIZE)
+    for _ in range(4):
+        zone = next_zone(state, size, 1 << 20)
+        if state.stage is Stage.CRASHED or zone is None:
+            return
+        for side in (Side.HOT, Side.NEW):
+            state = renumbered(replace(state, parts=step_parts(state, size, zone.start, zone.end, side)))
+            document = with_parts(document, state, state.parts)
+            changed = with_json_area(LUKS2[: 2 * COPY], json.dumps(document).encode()[: COPY - JSON_START])
+            if ReencryptionState.of(parse_header(changed, SIZE)) != state:
+                raise AssertionError("a step is not read as it was written")
+    finished(document, state)
+
+
 def shared(data: bytes) -> None:
     """Read the tokens that say which payloads a header is for."""
     tokens = load(b'{"tokens":' + data[:4096] + b"}\0")
@@ -137,6 +166,10 @@ TARGETS: dict[str, tuple[Callable[[bytes], None], type[Exception], list[bytes]]]
     "luks2": (luks2, LukshdrfsError, [
         LUKS2[JSON_START:COPY].rstrip(b"\0"),
         *(json.dumps(metadata(_unpacked(name))).encode() for name in ("luks2-tokens", "luks2-reencrypt-half")),
+    ]),
+    "reencryption": (reencryption, LukshdrfsError, [
+        json.dumps(metadata(_unpacked(name))).encode()
+        for name in ("luks2-reencrypt-init", "luks2-reencrypt-half", "luks2-encrypt-half", "luks2-decrypt-half")
     ]),
     "binary": (binary, LukshdrfsError, [LUKS2[:512] + LUKS2[COPY : COPY + 512]]),
     "area": (area, LukshdrfsError, [KEYSLOTS]),

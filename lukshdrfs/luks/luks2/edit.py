@@ -19,6 +19,7 @@ from lukshdrfs.luks.keys.material import AREA_ALIGNMENT, NewKeyslot, material_si
 from lukshdrfs.luks.luks2.binary import BinaryHeader, choose_copy, read_copies
 from lukshdrfs.luks.luks2.layout import BINARY_SIZE
 from lukshdrfs.luks.luks2.objects import check_label, keyslot_object
+from lukshdrfs.luks.luks2.requirements import is_reencrypt_candidate
 from lukshdrfs.luks.luks2.strict_json import Json
 from lukshdrfs.luks.model import STRIPES, Header, Priority
 from lukshdrfs.secret import SecretBytes
@@ -30,6 +31,11 @@ MAX_KEYSLOTS = 32
 
 def check_editable(header: Header) -> None:
     """Raise UnsupportedFeature if the header asks its editors for more than is implemented."""
+    if any(is_reencrypt_candidate(name) for name in header.requirements):
+        raise UnsupportedFeature(
+            "the volume is half-way through a conversion, and its header is not changed before that is over; the "
+            "command that began it ('info' names it) goes on with it"
+        )
     if header.requirements:
         names = ", ".join(header.requirements)
         raise UnsupportedFeature(f"the header requires {names}, which is not supported; it is not changed")

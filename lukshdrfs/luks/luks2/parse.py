@@ -155,12 +155,21 @@ def _digest_details(value: Json, where: str) -> dict[str, Any]:
 
 def parse_segments(metadata: Json) -> tuple[Segment, ...]:
     """Return the segments by number, backups of a reencryption left out."""
+    return tuple(segment for segment, backup in _all_segments(metadata) if not backup)
+
+
+def parse_backup_segments(metadata: Json) -> tuple[Segment, ...]:
+    """Return what a reencryption records of the volume before and after it, by number."""
+    return tuple(segment for segment, backup in _all_segments(metadata) if backup)
+
+
+def _all_segments(metadata: Json) -> list[tuple[Segment, bool]]:
+    """Return all segments by number, and whether each is a backup."""
     segments = [
-        _parse_segment(int(name[:20] or "0"), value)
+        (_parse_segment(int(name[:20] or "0"), value), is_backup(value))
         for name, value in sj.objects(metadata, "segments")
-        if not is_backup(value)
     ]
-    return tuple(sorted(segments, key=lambda segment: segment.id))
+    return sorted(segments, key=lambda pair: pair[0].id)
 
 
 def _parse_segment(number: int, value: Json) -> Segment:
