@@ -136,3 +136,59 @@ def _remove(lock_file: int, device: int) -> None:
                 os.unlink(_device_lock_name(device), dir_fd=folder)
     except OSError as error:
         log.debug("the device's lock file stays: %s", error)
+
+
+class ReencryptionLock:
+    """
+    Held by whoever converts a volume, or has a half-converted one mounted: cryptsetup's lock, by its rules.
+
+    Where its folder cannot be entered, as without root, there is none; then the payload's own locks and the header's
+    sequence number have to keep others out. Source: cryptsetup, lib/utils_device_locking.c (`acquire_and_verify`).
+    """
+
+    def __init__(self, uuid: str) -> None:
+        """Take it. Raises InUse if another program has it."""
+        self._name = f"LN_LUKS2-reencryption-{uuid}"
+        self._descriptor: int | None = None
+        while self._descriptor is None:
+            try:
+                with _lock_folder() as folder:
+                    flags = os.O_CREAT | os.O_NOFOLLOW | os.O_RDWR | os.O_CLOEXEC
+                    descriptor = os.open(self._name, flags, 0o600, dir_fd=folder)
+            except OSError as error:
+                log.debug("the reencryption's lock cannot be had: %s", error)
+                return
+            try:
+                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                if self._is_named(descriptor):
+                    self._descriptor = descriptor
+            except OSError as error:
+                if error.errno in (errno.EAGAIN, errno.EINTR):
+                    raise InUse(
+                        f"the volume {uuid} is being converted, or is mounted half-converted, by another program"
+                    ) from None
+                log.debug("the reencryption's lock cannot be had: %s", error)
+                return
+            finally:
+                if self._descriptor is None:
+                    os.close(descriptor)
+
+    def _is_named(self, descriptor: int) -> bool:
+        """Whether the lock file is still the one of its name: its last owner removes it."""
+        try:
+            with _lock_folder() as folder:
+                named = os.stat(self._name, dir_fd=folder, follow_symlinks=False)
+            return os.path.samestat(os.fstat(descriptor), named)
+        except OSError:
+            return False
+
+    def release(self) -> None:
+        """Let go of it. May be called again."""
+        descriptor, self._descriptor = self._descriptor, None
+        if descriptor is None:
+            return
+        with suppress(OSError):
+            if self._is_named(descriptor):  # it is held alone, so nobody else removes it meanwhile
+                with _lock_folder() as folder:
+                    os.unlink(self._name, dir_fd=folder)
+        os.close(descriptor)

@@ -8,7 +8,7 @@ import os
 from lukshdrfs.errors import PayloadError
 
 
-def write_all(descriptor: int, data: bytes | memoryview, offset: int, what: str) -> None:
+def write_all(descriptor: int, data: bytes | bytearray | memoryview, offset: int, what: str) -> None:
     """Write all of `data` at byte `offset`. Raises PayloadError with the storage's errno."""
     view, done = memoryview(data), 0
     while done < len(view):

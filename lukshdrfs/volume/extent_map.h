@@ -16,8 +16,8 @@ struct extent {
     uint64_t iv_shift;      /* 512-byte sectors */
     uint32_t sector_size;   /* bytes, at most 4096 */
     struct sector_cipher *cipher; /* NULL: stored as it is */
+    int error;                    /* what requests for it fail with: an errno, or 0 */
 };
-
 
 /* The part of a range of plaintext that is in one extent, and the whole sectors around it. */
 struct piece {

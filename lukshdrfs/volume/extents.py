@@ -32,6 +32,8 @@ class Extent:
     """None for a linear segment, which is stored as it is."""
     dynamic: bool = False
     """Whether it reaches as far as the payload does: only the last one can."""
+    error: int = 0
+    """What requests for it fail with, an errno; 0 if they do not."""
 
     @property
     def end(self) -> int:

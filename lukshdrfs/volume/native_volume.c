@@ -38,6 +38,10 @@ void native_volume_set_size(struct native_volume *volume, uint64_t size) {
     extent_map_move_border(volume->map, extent_map_last(volume->map), size);
 }
 
+void native_volume_move_border(struct native_volume *volume, size_t number, uint64_t to) {
+    extent_map_move_border(volume->map, number, to);
+}
+
 int native_volume_is_read_only(const struct native_volume *volume) { return volume->read_only; }
 
 static int wait_as_it_is(void *self) {
@@ -182,7 +186,8 @@ static int read_range(struct native_volume *volume, const struct volume_host *ho
     while (offset < end && !error) {
         struct piece piece = extent_map_piece(volume->map, offset, end);
         uint8_t *sectors = data - piece.skip;
-        error = read_payload(volume, host, sectors, piece.covered, piece.offset + piece.extent->payload_shift);
+        if (!(error = piece.extent->error))
+            error = read_payload(volume, host, sectors, piece.covered, piece.offset + piece.extent->payload_shift);
         if (!error)
             error = crypt_sectors(host, piece.extent, 0, sectors, piece.covered, piece.offset);
         data += piece.size;
@@ -197,7 +202,8 @@ static int write_range(struct native_volume *volume, const struct volume_host *h
     while (offset < end && !error) {
         struct piece piece = extent_map_piece(volume->map, offset, end);
         uint8_t *sectors = data - piece.skip;
-        error = fetch_partial_sectors(volume, host, &piece, sectors);
+        if (!(error = piece.extent->error))
+            error = fetch_partial_sectors(volume, host, &piece, sectors);
         if (!error)
             error = crypt_sectors(host, piece.extent, 1, sectors, piece.covered, piece.offset);
         if (!error)
@@ -260,6 +266,8 @@ int native_volume_allocate(struct native_volume *volume, const struct volume_hos
     while (offset < end && !error) {
         struct piece piece = extent_map_piece(volume->map, offset, end);
         uint64_t at = piece.offset + piece.extent->payload_shift;
+        if ((error = piece.extent->error))
+            break;
         do
             error = operations->allocate(volume->payload, at, piece.covered);
         while (error == EINTR && !atomic_load(cancelled));
@@ -311,7 +319,7 @@ static void payload_finished(struct payload_request *finished, int error) {
 /* Only while the range is held: what lies in one extent now may lie in two when a border has moved. */
 static int start_held(struct native_volume *volume, struct volume_request *request) {
     const struct piece piece = extent_map_piece(volume->map, request->offset, request->offset + request->size);
-    if (piece.size != request->size || piece.covered != request->size)
+    if (piece.size != request->size || piece.covered != request->size || piece.extent->error)
         return 0;
     if (request->writing &&
         crypt_sectors(request->host, piece.extent, 1, request->data, piece.covered, piece.offset) != 0)

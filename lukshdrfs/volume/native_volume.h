@@ -54,6 +54,9 @@ int native_volume_is_read_only(const struct native_volume *volume);
 /* Says where the volume ends now. The payload must reach that far. */
 void native_volume_set_size(struct native_volume *volume, uint64_t size);
 
+/* Moves the border behind extent `number`, while all between its old place and the new one is held alone. */
+void native_volume_move_border(struct native_volume *volume, size_t number, uint64_t to);
+
 /* Each returns how many bytes it did, fewer at the volume's end, or an errno, negated. A write that begins at the end is
  * refused with ENOSPC, as by a block device; one that reaches past the end is cut off there. */
 ssize_t native_volume_read(struct native_volume *volume, const struct volume_host *host, uint8_t *data, size_t size,

@@ -25,6 +25,7 @@ class NativeVolume:
             target.payload_shift = extent.payload_shift % _MODULUS
             target.iv_shift = extent.iv_shift % _MODULUS
             target.sector_size = extent.sector_size
+            target.error = extent.error
             target.cipher = extent.cipher.native if extent.cipher else ffi.NULL
         ends = [extent.end for extent in extents]
         volume = lib.native_volume_new(payload, locks, read_only, mapped, ends, len(extents))
@@ -36,6 +37,10 @@ class NativeVolume:
     def native(self) -> object:
         """The C object."""
         return self._volume
+
+    def move_border(self, number: int, to: int) -> None:
+        """Move the border behind an extent to byte `to`; what `ExtentMap.move_border` asks for has to be so."""
+        lib.native_volume_move_border(self._volume, number, to)
 
     def set_size(self, size: int) -> None:
         """Say where the volume ends now, in bytes. The payload must reach that far."""

@@ -12,19 +12,23 @@ import os
 from collections.abc import Callable, Mapping
 
 from lukshdrfs.cipher import CipherSpec, SectorCipher
-from lukshdrfs.errors import DeviceError, HeaderError, UsageError
+from lukshdrfs.errors import DeviceError, HeaderError, InUse, UsageError
+from lukshdrfs.headers.lock import ReencryptionLock
 from lukshdrfs.headers.pin import HeaderPin
-from lukshdrfs.headers.source import read_header, source_descriptor
+from lukshdrfs.headers.source import parse_from, read_header, source_descriptor
 from lukshdrfs.headers.tolerance import FOR_UNLOCKING
 from lukshdrfs.luks.keys.kdf import KdfLimits
 from lukshdrfs.luks.keys.unlock import UnlockedKey, accept_volume_key, unlock
 from lukshdrfs.luks.keys.unlock_work import check_work_to_unlock
+from lukshdrfs.luks.luks2.reencryption.state import ReencryptionState
 from lukshdrfs.luks.model import Digest, Header, Segment
 from lukshdrfs.payload import Access, Payload, PayloadName, is_network, open_payload
 from lukshdrfs.secret import SecretBytes
 from lukshdrfs.volume.extents import Extent
 from lukshdrfs.volume.foreign_data import Claim, PassOver, check_place, check_raw
-from lukshdrfs.volume.placement import Placed, Window, place, window_of
+from lukshdrfs.volume.half_converted import HalfConverted, check_served, digests_of, unlock_keys
+from lukshdrfs.volume.moving.online import OnlineConversion
+from lukshdrfs.volume.placement import Placed, Window, place, shift_of, window_of
 from lukshdrfs.volume.usable import check_usable, overlaps_header
 from lukshdrfs.volume.volume import Volume
 
@@ -49,28 +53,41 @@ class LockedVolume:
         """
         self.header = header
         self.payload = payload
-        check_usable(header)
+        self.conversion = ReencryptionState.of(header)
+        """What state the volume's conversion is in; None if it is in none."""
+        check_usable(header, self.conversion)
         if not detached and header.segments[0].offset < len(header.area):
             raise UsageError("this is a header without data; name it with --header, and the payload beside it")
         if not detached and overlaps_header(header):
             raise HeaderError("a segment lies over the header itself")
         self._claim: Claim | None = None
-        self._placed = place(header, payload.size, window or Window())
+        self._half: HalfConverted | None = None
+        self._placed: list[Placed] = []
+        if self.conversion is None:
+            self._placed = place(header, payload.size, window or Window())
+        else:
+            check_served(self.conversion)
+            self._half = HalfConverted(header, self.conversion, payload, shift_of(header, window or Window()))
 
     @property
     def size(self) -> int:
         """Bytes of plaintext."""
-        return self._placed[-1].start + self._placed[-1].size
+        return self._half.size if self._half else self._placed[-1].start + self._placed[-1].size
 
     def check_work(self, keyslot: int | None = None, limits: KdfLimits | None = None) -> None:
         """Raise KeyslotError if no secret would be tried, for the work that it takes: before it is asked for."""
         segments = (placed.segment for placed in self._placed if placed.segment.type == "crypt")
         digests = {digest.id: digest for digest in (_digest_of(self.header, segment) for segment in segments)}
-        check_work_to_unlock(self.header, digests.values(), keyslot, limits or KdfLimits())
+        needed = digests.values() if self.conversion is None else digests_of(self.conversion)
+        check_work_to_unlock(self.header, needed, keyslot, limits or KdfLimits())
 
     def check_place(self, pass_over: PassOver) -> None:
         """Raise DeviceError if there is plainly something else where the volume's data should be; see `check_place`."""
+        if self.conversion is not None and self.conversion.mode != "reencrypt":
+            return  # a part of it is plaintext
         parts = tuple((part.payload_offset, part.size) for part in self._placed if part.segment.type == "crypt")
+        if self._half:
+            parts = ((self._half.first_byte, self._half.size),)
         self._claim = Claim(self.header.uuid, self.header_name is not None, self.beside_data, parts)
         check_place(self.payload, self._claim, pass_over)
         if pass_over.force or self.payload.read_only:
@@ -86,6 +103,8 @@ class LockedVolume:
 
     def _open(self, key_of: Callable[[Digest], UnlockedKey]) -> Volume:
         """Make the volume; `key_of` is asked once for each digest, which usually is once."""
+        if self._half:
+            return self._open_half_converted(self._half, key_of)
         keys: dict[int, SecretBytes] = {}
         ciphers: dict[int, SectorCipher] = {}
         try:
@@ -107,6 +126,36 @@ class LockedVolume:
                 key.wipe()
         self._look_again(ciphers)
         return Volume(self.payload, [self._extent(placed, ciphers) for placed in self._placed], self._properties())
+
+    def _open_half_converted(self, half: HalfConverted, key_of: Callable[[Digest], UnlockedKey]) -> Volume:
+        lock = ReencryptionLock(self.header.uuid)
+        try:
+            self._check_as_read()
+            with unlock_keys(half.state, key_of) as keys:
+                self._look_again({})
+                opened = half.opened(keys, self.header_name)
+        except BaseException:
+            lock.release()
+            raise
+        volume = Volume(opened.payload, opened.extents, self._properties(), when_closed=lock.release)
+        if not opened.payload.read_only:
+            volume.conversion = OnlineConversion(
+                volume, opened.sides, opened.state, half.size, half.header_opener(self.header_name, opened.state)
+            )
+        return volume
+
+    def _check_as_read(self) -> None:
+        """Raise InUse if the header is no longer as it was read: a conversion went on until its lock was ours."""
+        if self.header_name is None:
+            now = parse_from(self.payload, self.payload.name, None, FOR_UNLOCKING, warn=False)
+        elif source_descriptor(self.header_name) is None:
+            now = read_header(self.header_name, None, FOR_UNLOCKING, warn=False)
+        else:
+            return  # what it came from can be read once
+        if now.area != self.header.area:
+            raise InUse(
+                f"header {self.header_name or self.payload.name}: another program has just changed it; try again"
+            )
 
     def _look_again(self, ciphers: Mapping[int, SectorCipher]) -> None:
         """Raise DeviceError if there is something else on the payload since somebody was asked for the secret."""
@@ -133,6 +182,8 @@ class LockedVolume:
 
     def _properties(self) -> dict[str, str]:
         segment, header = self.header.segments[0], self.header
+        if self.conversion is not None:
+            segment = self.conversion.final if self.conversion.final.type == "crypt" else self.conversion.previous
         digest = header.digest_of_segment(segment.id)
         sizes = {slot.key_size for slot in header.keyslots if digest and slot.id in digest.keyslots}
         return {
@@ -142,7 +193,7 @@ class LockedVolume:
             "cipher": segment.encryption or "none",
             "key_size": str(max(sizes, default=0) * 8),
             "sector_size": str(segment.sector_size),
-            "payload_offset": str(self._placed[0].payload_offset),
+            "payload_offset": str(self._half.first_byte if self._half else self._placed[0].payload_offset),
         }
 
 

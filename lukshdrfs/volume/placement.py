@@ -34,6 +34,20 @@ class Placed:
     dynamic: bool
 
 
+def shift_of(header: Header, window: Window) -> int:
+    """
+    Return how many bytes before the volume are on the payload that its half-converted header does not count.
+
+    Raises UsageError for a window that contradicts the header.
+    """
+    offset = min(segment.offset for segment in header.segments)
+    if window.size is not None:
+        raise UsageError(f"--size {window.size}: a conversion that has begun has its size")
+    if window.offset is not None and offset not in (0, window.offset):
+        raise UsageError(f"--offset {window.offset}: the header itself says {offset}")
+    return window.offset if window.offset is not None and offset == 0 else 0
+
+
 def place(header: Header, payload_size: int, window: Window) -> list[Placed]:
     first, last = header.segments[0], header.segments[-1]
     if window.offset is not None and first.offset not in (0, window.offset):
@@ -91,8 +105,8 @@ def window_of(headers: Sequence[Header], window: Window) -> tuple[int, int] | No
         size = window.size if last.size is None else last.offset - start + last.size
         if last.size is not None and window.offset and header.segments[0].offset == 0:
             size = last.offset + last.size
-        if size is None:
-            return None
+        if size is None or header.requirements:
+            return None  # a conversion may be at work beside its segments, too
         ranges.append((start, start + size))
     start, end = min(first for first, _ in ranges), max(last for _, last in ranges)
     return start, end - start

@@ -1,7 +1,6 @@
 """
 Plaintext bytes at any offset: payload, segments and ciphers together.
 
-In Python, read-modify-write is done here and nowhere else; native_volume.c does the same in C, under the same locks.
 The unit of atomicity is the sector: of two concurrent writes to one sector none is lost, and a read sees a sector
 before or after a write, never between. Across sectors there is no such promise, as on a disk.
 """
@@ -12,16 +11,21 @@ import errno
 import logging
 import os
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager
 from types import MappingProxyType
-from typing import Self
+from typing import TYPE_CHECKING, Self
 
 from lukshdrfs.errors import PayloadError, ReadOnlyError
 from lukshdrfs.payload import Payload
 from lukshdrfs.payload.holes import unwritten_end
 from lukshdrfs.sectors import round_down
-from lukshdrfs.volume.extents import Extent, ExtentMap, Piece
+from lukshdrfs.volume.extents import Extent, ExtentMap
 from lukshdrfs.volume.native_volume import NativeVolume
+from lukshdrfs.volume.ranges import Ranges
 from lukshdrfs.volume.sector_locks import SectorLocks
+
+if TYPE_CHECKING:
+    from lukshdrfs.volume.moving.online import OnlineConversion
 
 log = logging.getLogger(__name__)
 
@@ -37,12 +41,20 @@ class Volume:
     """
 
     def __init__(
-        self, payload: Payload, extents: Sequence[Extent], properties: Mapping[str, str] | None = None
+        self,
+        payload: Payload,
+        extents: Sequence[Extent],
+        properties: Mapping[str, str] | None = None,
+        when_closed: Callable[[], None] = lambda: None,
     ) -> None:
         """Put a volume together; the extents follow one another without gaps. Use `open_volume`."""
+        self.conversion: OnlineConversion | None = None
+        """What goes on with its conversion, if it is half-converted and may be written to."""
+        self._when_closed = when_closed
         self._payload = payload
         self._map = ExtentMap(extents)
         self._locks = SectorLocks()
+        self._ranges = Ranges(payload, self._map, self._locks)
         self._native: NativeVolume | None = None
         self._properties = MappingProxyType(dict(properties or {}))
 
@@ -139,7 +151,7 @@ class Volume:
             end = last.payload_offset + offset + step - last.start
             if end > self._payload.size:
                 self._payload.resize(end)
-            self._write_range(zeros[:step], offset, synchronous=False)
+            self._ranges.write(zeros[:step], offset, synchronous=False)
             if not go_on(offset + step - last.end):
                 raise PayloadError("stopped before it was done", errno.ECANCELED)
 
@@ -195,6 +207,16 @@ class Volume:
     def _set_size(self, size: int) -> None:
         self._map.move_border(len(self._map.extents) - 1, size)
 
+    def hold_alone(self, start: int, end: int) -> AbstractContextManager[None]:
+        """Have all that others ask for between two bytes wait, and the rest go on, for the time of the context."""
+        return self._locks.hold(*self._map.widened(start, end), exclusive=True)
+
+    def move_border(self, number: int, to: int) -> None:
+        """Move the border behind extent `number` to byte `to`, while all between its old and new place is held."""
+        self._map.move_border(number, to)
+        if self._native:
+            self._native.move_border(number, to)
+
     @property
     def properties(self) -> Mapping[str, str]:
         """What the volume is, in words: type, uuid, cipher, …; never secrets."""
@@ -238,7 +260,7 @@ class Volume:
             raise PayloadError(f"offset {offset} is negative", errno.EINVAL)
         size = max(0, min(len(buffer), self.size - offset))
         if size:
-            self._read_range(buffer[:size], offset)
+            self._ranges.read(buffer[:size], offset)
         return size
 
     def pwrite(self, data: bytes | bytearray | memoryview, offset: int, *, synchronous: bool = False) -> int:
@@ -258,7 +280,7 @@ class Volume:
             raise PayloadError(f"write at byte {offset}: the volume ends at {self.size}", errno.ENOSPC)
         size = min(len(view), max(0, self.size - offset))
         if size:
-            self._write_range(view[:size], offset, synchronous=synchronous)
+            self._ranges.write(view[:size], offset, synchronous=synchronous)
         return size
 
     def flush(self, *, asked: bool = True) -> None:
@@ -288,6 +310,7 @@ class Volume:
         self._native = None
         self.wipe_keys()
         self._payload.close()
+        self._when_closed()
 
     def __enter__(self) -> Self:
         return self
@@ -298,44 +321,3 @@ class Volume:
                 self.flush()
         finally:
             self.close()
-
-    def _read_range(self, buffer: memoryview, offset: int) -> None:
-        end = offset + len(buffer)
-        with self._locks.hold(*self._map.widened(offset, end), exclusive=False):
-            # only now: while this thread waited, a border between two extents may have moved
-            pieces = list(self._map.pieces(offset, end))
-            fetched = [self._fetch(piece, buffer[piece.start - offset : piece.end - offset]) for piece in pieces]
-        for piece, sectors in zip(pieces, fetched, strict=True):
-            piece.decrypt(sectors)
-            span = piece.span
-            if span.covered_size != span.size:
-                buffer[piece.start - offset : piece.end - offset] = sectors[span.skip : span.skip + span.size]
-
-    def _fetch(self, piece: Piece, part: memoryview) -> memoryview:
-        """Return a piece's ciphertext, in its part of the buffer where that is whole sectors."""
-        whole = piece.span.covered_size == len(part)
-        sectors = part if whole else memoryview(bytearray(piece.span.covered_size))
-        self._payload.read_into(sectors, piece.place_of(0))
-        return sectors
-
-    def _write_range(self, data: memoryview, offset: int, *, synchronous: bool) -> None:
-        end = offset + len(data)
-        with self._locks.hold(*self._map.widened(offset, end), exclusive=True):
-            for piece in self._map.pieces(offset, end):  # only now, as for reading
-                span = piece.span
-                sectors = memoryview(bytearray(span.covered_size))
-                self._fetch_partial_sectors(piece, sectors)
-                sectors[span.skip : span.skip + span.size] = data[piece.start - offset : piece.end - offset]
-                piece.encrypt(sectors)
-                self._payload.write(sectors, piece.place_of(0), synchronous=synchronous)
-
-    def _fetch_partial_sectors(self, piece: Piece, sectors: memoryview) -> None:
-        """Put the plaintext of the sectors that are only partly written in their places."""
-        unit, span = piece.extent.sector_size, piece.span
-        wanted = {0} if span.partial_head else set()
-        if span.partial_tail:
-            wanted.add(span.covered_size - unit)
-        for at in wanted:
-            sector = sectors[at : at + unit]
-            self._payload.read_into(sector, piece.place_of(at))
-            piece.decrypt(sector, at)

@@ -50,16 +50,13 @@ def locked(header: Header, payload_size: int, window: Window | None = None) -> L
 
 @pytest.mark.parametrize(
     "name",
-    ["offline-reencrypt", "online-reencrypt-v2", "online-reencrypt-v3", "opal", "inline-hw-tags", "made-up", ""],
+    ["offline-reencrypt", "opal", "inline-hw-tags", "made-up", ""],
 )
 def test_a_requirement_is_parsed_and_forbids_the_volume(name: str) -> None:
     """Whatever a header requires is listed, and refuses the volume by name before any secret is asked for."""
     document = metadata(BASE)
     document["config"]["requirements"] = {"mandatory": [name]}
-    if name.startswith("online"):  # valid only with a keyslot for it, which makes no difference here
-        header = dataclasses.replace(parse_header(BASE), requirements=(name,))
-    else:
-        header = parse_header(with_metadata(BASE, document))
+    header = parse_header(with_metadata(BASE, document))
 
     assert header.requirements == (name,)
     with pytest.raises(UnsupportedFeature, match=f"requires {name}"):

@@ -1,0 +1,1 @@
+"""Converting a volume's data in place: from one key to another, from plain to encrypted and back."""
