@@ -13,6 +13,7 @@ from typing import NoReturn
 from lukshdrfs._version import VERSION
 from lukshdrfs.cli.arguments import Parser, Subparsers, closest, no_command
 from lukshdrfs.cli.commands import benchmark, check, info, install_mount_helper, lock, resize, status, unmount
+from lukshdrfs.cli.commands.convert import command as convert
 from lukshdrfs.cli.commands.create import command as create
 from lukshdrfs.cli.commands.header import command as header
 from lukshdrfs.cli.commands.key import command as key
@@ -33,6 +34,9 @@ COMMANDS = {
     "resize": resize,
     "status": status,
     "create": create,
+    "encrypt": convert,
+    "decrypt": convert,
+    "reencrypt": convert,
     "check": check,
     "info": info,
     "key": key,

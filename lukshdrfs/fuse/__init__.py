@@ -2,9 +2,10 @@
 
 from lukshdrfs.fuse.checks import check_fuse, check_mountpoint, check_not_mounted
 from lukshdrfs.fuse.daemon import serve
-from lukshdrfs.fuse.options import DataPath, LockPolicy, MountOptions
+from lukshdrfs.fuse.options import ConversionOptions, DataPath, LockPolicy, MountOptions
 
 __all__ = [
+    "ConversionOptions",
     "DataPath",
     "LockPolicy",
     "MountOptions",

@@ -92,6 +92,7 @@ def serve(
                 _serve_until_unmounted, _Serving(volume, options, file_system, mounted, lane, serving), ready, signals
             )
         finally:
+            file_system.converting.end()
             if lane:
                 lane.stop()
             pyfuse3.close(unmount=is_there(mounted))
@@ -167,10 +168,18 @@ async def _serve_until_unmounted(serving: _Serving, ready: Callable[[], None], s
         if serving.lane:
             nursery.start_soon(_end_with_lane, serving.lane)
         ready()
+        nursery.start_soon(_convert, serving)
         if signal.SIGHUP not in signals:
             nursery.start_soon(_refresh_on_hangup, serving.file_system)
         await pyfuse3.main()
         nursery.cancel_scope.cancel()
+
+
+async def _convert(serving: _Serving) -> None:
+    """Go on with a conversion in place, if that is wanted, or wait until it is."""
+    await serving.file_system.initialised.wait()
+    wanted = serving.options.conversion
+    serving.file_system.converting.start(proceed=wanted.proceed, rate=wanted.rate, zone_size=wanted.zone_size)
 
 
 async def _tell_serving(serving: _Serving) -> None:

@@ -22,12 +22,14 @@ import trio
 from lukshdrfs.fuse import truncation
 from lukshdrfs.fuse.answers import answers_errno, refuse
 from lukshdrfs.fuse.attributes import attributes, changes_access, usage
+from lukshdrfs.fuse.converting import Converting
 from lukshdrfs.fuse.extended_attributes import NONE, ExtendedAttributes
 from lukshdrfs.fuse.handles import Handles
 from lukshdrfs.fuse.lane.lane import FastLane
 from lukshdrfs.fuse.options import MountOptions
 from lukshdrfs.fuse.resizing import Resizing
 from lukshdrfs.mounts import control
+from lukshdrfs.mounts.conversion_request import CONVERSION_REQUEST
 from lukshdrfs.mounts.resize_request import RESIZE_REQUEST
 from lukshdrfs.volume import Volume
 
@@ -37,6 +39,7 @@ T = TypeVar("T")
 
 ROOT = pyfuse3.ROOT_INODE
 _RESIZE = RESIZE_REQUEST.encode()
+_CONVERSION = CONVERSION_REQUEST.encode()
 STORAGE_PATIENCE_S = 0.2
 """How long attributes may wait for a slow payload."""
 
@@ -66,6 +69,8 @@ class ImageFileSystem(pyfuse3.Operations):
         self._xattrs = ExtendedAttributes({**volume.properties, "pid": str(os.getpid())})
         self.resizing = Resizing(volume, self._image, self._in_thread, lambda: self._locked)
         """Who changes the volume's size."""
+        self.converting = Converting(volume)
+        """The volume's conversion in place."""
         self._locked = False
         self._in_flight = 0
         self._requests = 0
@@ -285,6 +290,8 @@ class ImageFileSystem(pyfuse3.Operations):
             return self._answer_owner(name)
         if inode == ROOT and name == _RESIZE:
             return self.resizing.answer()
+        if inode == ROOT and name == _CONVERSION:
+            return self.converting.answer()
         return self._attributes_of(inode).value(name)
 
     def _answer_owner(self, name: bytes) -> bytes:
@@ -306,6 +313,8 @@ class ImageFileSystem(pyfuse3.Operations):
         await trio.lowlevel.checkpoint()
         if inode == ROOT and name == _RESIZE:
             self.resizing.ask(ctx.uid, value)
+        elif inode == ROOT and name == _CONVERSION:
+            self.converting.ask(ctx.uid, value)
         else:
             self._attributes_of(inode).refuse_change(name)
 
@@ -315,6 +324,8 @@ class ImageFileSystem(pyfuse3.Operations):
         self._attributes_of(inode).refuse_change(name, removing=True)
 
     def _attributes_of(self, inode: int) -> ExtendedAttributes:
+        if self.converting.is_there:
+            self.show_property("conversion", self.converting.answer().decode())
         return self._xattrs if inode == self._image else NONE
 
     @answers_errno

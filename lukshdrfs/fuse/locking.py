@@ -56,6 +56,8 @@ async def lock_when_due(
 
 async def _lock(volume: Volume, file_system: ImageFileSystem, mounted: Mount | None) -> None:
     drained = await file_system.lock(PATIENCE_S)
+    # a step of a conversion comes to its end first, and not after the key is wiped
+    drained = await trio.to_thread.run_sync(file_system.converting.end, PATIENCE_S) and drained
     if not drained:
         volume.fail_waiting()
         drained = await file_system.lock(_MOMENT_S)

@@ -23,6 +23,18 @@ class LockPolicy:
 
 
 @dataclass(frozen=True, slots=True)
+class ConversionOptions:
+    """What becomes of a half-converted volume while it is mounted."""
+
+    proceed: bool = False
+    """Go on with the conversion."""
+    rate: int | None = None
+    """Bytes a second at most; None: as fast as it can."""
+    zone_size: int | None = None
+    """Bytes that a step converts at most, for which a request may have to wait; None: what is usual."""
+
+
+@dataclass(frozen=True, slots=True)
 class MountOptions:
     """Everything about a mount that is not about the volume."""
 
@@ -45,6 +57,7 @@ class MountOptions:
     uid: int = field(default_factory=os.getuid)
     gid: int = field(default_factory=os.getgid)
     umask: int = 0o077
+    conversion: ConversionOptions = field(default_factory=ConversionOptions)
     lock_policy: LockPolicy = field(default_factory=LockPolicy)
     kernel_options: tuple[str, ...] = ()
     """Passed to the kernel as they are: `allow_other`, …"""

@@ -14,12 +14,14 @@ from lukshdrfs.mounts.control import (
     owner_to_ask,
     request_lock,
 )
+from lukshdrfs.mounts.conversion_request import CONVERSION_REQUEST, Steering
 from lukshdrfs.mounts.holders import describe_holders_apart, holders_apart, other_namespace_apart
 from lukshdrfs.mounts.resize_request import RESIZE_REQUEST, Wish
 from lukshdrfs.mounts.table import FILE_SYSTEM_TYPE, Mount, find_mount, mount_table, our_mounts
 
 __all__ = [
     "ANSWER_LIMIT_S",
+    "CONVERSION_REQUEST",
     "FILE_SYSTEM_TYPE",
     "GONE",
     "LOCKED",
@@ -28,6 +30,7 @@ __all__ = [
     "RESIZE_REQUEST",
     "Apart",
     "Mount",
+    "Steering",
     "Wish",
     "ask_apart",
     "ask_daemon",

@@ -73,6 +73,12 @@ def test_bringing_a_disk_in(tmp_path: Path) -> None:
     run_page(ROOT / "docs/bring-in.md", tmp_path)
 
 
+@pytest.mark.needs("fuse", "mkfs.ext4")
+def test_converting(tmp_path: Path) -> None:
+    """And of the page about converting in place."""
+    run_page(ROOT / "docs/convert.md", tmp_path)
+
+
 @pytest.mark.root
 @pytest.mark.needs("fuse", "loop", "mkfs.ext4")
 def test_workstation(tmp_path: Path) -> None:
@@ -85,7 +91,7 @@ def test_workstation(tmp_path: Path) -> None:
 def test_every_page_with_blocks_is_run() -> None:
     """No page is left out."""
     pages = {page.stem for page in [*ROOT.glob("*.md"), *ROOT.glob("docs/*.md")] if blocks(page)}
-    assert pages == {"README", "tutorial", "headers", "control", "network", "vm", "workstation", "bring-in"}
+    assert pages == {"README", "tutorial", "headers", "control", "network", "vm", "workstation", "bring-in", "convert"}
 
 
 def test_everything_the_documentation_links_to_is_there() -> None:

@@ -82,7 +82,9 @@ def _document(mount: Mount, asked: Apart) -> dict[str, Any]:
     document: dict[str, Any] = {"mountpoint": mount.mountpoint, "payload": mount.source, "state": "serving"}
     for key, value in asked.answers:
         number = key in _NUMBERS and str(value).isdecimal() and len(value) <= _LONGEST_NUMBER
-        if key not in document or key == "state":  # what the kernel says is nothing for the mount to say
+        if key == "conversion":
+            document[key] = _conversion(str(value))
+        elif key not in document or key == "state":  # what the kernel says is nothing for the mount to say
             document[key] = int(value) if number else value
     if not asked.ended:
         document["state"] = f"its daemon has not answered within {ANSWER_LIMIT_S:.0f} s"
@@ -91,6 +93,14 @@ def _document(mount: Mount, asked: Apart) -> dict[str, Any]:
     elif not asked.answers:
         document["state"] = "it does not show what a mount of lukshdrfs shows"
     return document
+
+
+def _conversion(text: str) -> object:
+    """Return how far a conversion in place is, as the mount says it: an object if it is one of ours."""
+    try:
+        return json.loads(text)
+    except (ValueError, RecursionError):
+        return text
 
 
 def _state_of(error: OSError) -> str:

@@ -5,6 +5,8 @@ from __future__ import annotations
 from typing import Any
 
 from lukshdrfs.cli.terminal.logs import printable
+from lukshdrfs.errors import LukshdrfsError
+from lukshdrfs.luks.luks2.reencryption.state import ReencryptionState
 from lukshdrfs.luks.luks2.shared import SharedPayload, header_for, shared_payloads
 from lukshdrfs.luks.model import Digest, Header, Kdf, Keyslot, Priority, Segment, Token
 
@@ -36,12 +38,36 @@ def describe(header: Header, *, detached: bool) -> dict[str, Any]:
         "keyslots_size": header.keyslots_size,
         "flags": list(header.flags),
         "requirements": list(header.requirements),
+        "conversion": _describe_conversion(header),
         "keyslots": describe_keyslots(header),
         "digests": [_describe_digest(digest) for digest in header.digests],
         "segments": [_describe_segment(segment) for segment in header.segments],
         "payloads": [_describe_payload(header, payload) for payload in shared_payloads(header)],
         "tokens": [_describe_token(token) for token in header.tokens],
         "warnings": list(header.warnings),
+    }
+
+
+def _describe_conversion(header: Header) -> dict[str, Any]:
+    """Return how far a conversion in place is, as the header alone tells it; empty without one."""
+    try:
+        state = ReencryptionState.of(header)
+    except LukshdrfsError as error:
+        return {"problem": str(error)}
+    if state is None:
+        return {}
+    protection = state.protection
+    return {
+        "mode": state.mode,
+        "state": state.stage.value,
+        "direction": "forward" if state.forward else "backward",
+        "resilience": protection.type,
+        "hash": protection.hash,
+        "block_size": protection.block_size,
+        "data_shift": protection.shift,
+        "parts": [{"as": part.side.value, "start": part.start, "size": part.size} for part in state.parts],
+        "before": _describe_segment(state.previous),
+        "after": _describe_segment(state.final),
     }
 
 

@@ -20,8 +20,9 @@ _DUMB = "dumb"
 class Progress:
     """A line that is written again and again, and gone at the end."""
 
-    def __init__(self, what: str, total: int) -> None:
-        """Take what is done, and how many bytes there are to do."""
+    def __init__(self, what: str, total: int, before: int = 0) -> None:
+        """Take what is done, and how many bytes there are to do; `before` of them were done by an earlier run."""
+        self._before = before
         self._what = printable(what)
         self._total = max(1, total)
         self._shown = sys.stderr.isatty() and os.environ.get("TERM") != _DUMB
@@ -35,7 +36,7 @@ class Progress:
             return
         self._next = now + _INTERVAL_S
         share = min(1.0, done / self._total)
-        rate = done / max(1e-9, now - self._start)
+        rate = (done - self._before) / max(1e-9, now - self._start)
         left = duration((self._total - done) / rate) if rate else ""
         text = progress_line(self._what, share, f"{rate / (1 << 20):.0f} MiB/s", left, _columns() - 1)
         encoding = sys.stderr.encoding or "ascii"

@@ -26,6 +26,7 @@ from lukshdrfs.headers import read_header, repair_header
 from lukshdrfs.luks.backup import backup_of
 from lukshdrfs.luks.luks1.edit import set_uuid
 from lukshdrfs.luks.luks2.edit import set_names
+from lukshdrfs.luks.luks2.requirements import is_reencrypt_candidate
 
 log = logging.getLogger(__name__)
 
@@ -122,6 +123,12 @@ def _backup(arguments: argparse.Namespace) -> int:
     check_output(file)
     header = readable_header(arguments)
     write_header_out(file, backup_of(header))
+    if any(is_reencrypt_candidate(name) for name in header.requirements):
+        log.warning(
+            "%s is of a volume that is being converted, and good only as long as that does not go on: make another one "
+            "when it is over",
+            file,
+        )
     _say(f"{file} is as secret as the header: passphrases that are removed later still open it")
     return 0
 

@@ -20,10 +20,14 @@ from lukshdrfs.headers import (
 )
 from lukshdrfs.luks.backup import backup_of
 from lukshdrfs.luks.luks1.format import HEADER_ALIGNMENT
+from lukshdrfs.luks.luks2.requirements import is_reencrypt_candidate
 from lukshdrfs.luks.model import Header
 from lukshdrfs.luks.verify import verify
 from lukshdrfs.recognition import names_of
 from lukshdrfs.sectors import round_up
+
+_STAGES = ("volume key", "data conversion")
+"""What differs between headers of one volume, before and after a conversion."""
 
 log = logging.getLogger(__name__)
 
@@ -70,14 +74,32 @@ def _check_same_volume(file: HeaderFile, backup: Header, *, force: bool) -> None
         "UUID": (now.uuid, backup.uuid),
         "data offset": (now.segments[0].offset, backup.segments[0].offset),
         "key size": (_key_size(now), _key_size(backup)),
+        "volume key": (_key_of(now), _key_of(backup)),
+        "data conversion": (_conversion_of(now), _conversion_of(backup)),
     }
     for what, (here, there) in differences.items():
         if here == there:
             continue
         message = f"{file.name} has the {what} {here}, the backup {there}"
         if not force:
-            raise HeaderError(f"{message}: it is another volume's; --force restores it all the same")
+            whose = "of another stage of the volume" if what in _STAGES else "another volume's"
+            raise HeaderError(f"{message}: it is {whose}; --force restores it all the same")
         log.warning("%s", message)
+
+
+def _key_of(header: Header) -> str:
+    """Return what tells a volume key from another: its digest, which changing passphrases leaves as it is."""
+    digest = header.digest_of_segment(header.segments[0].id)
+    return "none" if digest is None else f"of digest {digest.digest[:6].hex()}…"
+
+
+def _conversion_of(header: Header) -> str:
+    """Return how far a conversion is."""
+    if not any(is_reencrypt_candidate(name) for name in header.requirements):
+        return "(none)"
+    at = "+".join(str(segment.size or "…") for segment in header.segments)
+    hot = "in work" if any(segment.flags for segment in header.segments) else "at rest"
+    return f"{at} ({hot}, epoch {header.seqid})"
 
 
 def _key_size(header: Header) -> int | None:

@@ -78,6 +78,11 @@ def add_parser(subparsers: Subparsers) -> None:
     )
     parser.add_argument("--preserve-times", action="store_true", help="leave the payload's times as they were")
     parser.add_argument("--payload-name", metavar="NAME", help="which payload of a header that several share")
+    parser.add_argument(
+        "--convert", action="store_true", help="go on with the conversion of a volume that is half-converted"
+    )
+    parser.add_argument("--rate", type=size, metavar="N", help="of the conversion: bytes a second at most")
+    parser.add_argument("--hotzone-size", type=size, metavar="N", help="bytes that a step of it converts (4M)")
     parser.add_argument("--growable", action="store_true", help="truncate of the image resizes the payload, a file")
     parser.add_argument(
         "--truncate", default="refuse", metavar="HOW", help="what opening with O_TRUNC does: refuse, ignore (refuse)"

@@ -13,7 +13,15 @@ from lukshdrfs.cli.arguments import (
 )
 from lukshdrfs.cli.secrets.source import SecretSource
 from lukshdrfs.errors import DeviceError, UsageError
-from lukshdrfs.fuse import DataPath, LockPolicy, MountOptions, check_fuse, check_mountpoint, check_not_mounted
+from lukshdrfs.fuse import (
+    ConversionOptions,
+    DataPath,
+    LockPolicy,
+    MountOptions,
+    check_fuse,
+    check_mountpoint,
+    check_not_mounted,
+)
 from lukshdrfs.headers import source_descriptor
 from lukshdrfs.payload import (
     is_network,
@@ -53,6 +61,8 @@ def _check_values(arguments: argparse.Namespace) -> None:
         raise UsageError(f"--workers {arguments.workers}: expected 1 to {MAX_WORKERS}")
     if arguments.force_header and not arguments.read_only:
         raise UsageError("--force-header takes a header that may say wrong things; it is for --read-only")
+    if arguments.convert and arguments.read_only:
+        raise UsageError("--convert writes to the payload and to the header; leave --read-only out")
     if arguments.lock_on_header_removal:
         _check_removable(arguments)
     if "/" in arguments.name or arguments.name in ("", ".", ".."):
@@ -100,6 +110,7 @@ def checked_request(arguments: argparse.Namespace) -> Request:
         uid=os.getuid() if arguments.uid is None else arguments.uid,
         gid=os.getgid() if arguments.gid is None else arguments.gid,
         umask=_umask(arguments),
+        conversion=ConversionOptions(arguments.convert, arguments.rate, arguments.hotzone_size),
         lock_policy=LockPolicy(max_time_s=arguments.max_time, idle_timeout_s=arguments.idle_timeout),
         kernel_options=tuple(arguments.kernel_options),
     )

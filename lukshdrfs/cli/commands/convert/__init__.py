@@ -1,0 +1,1 @@
+"""`lukshdrfs encrypt`, `decrypt` and `reencrypt`: the data that are there, converted in place."""
