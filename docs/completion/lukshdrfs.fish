@@ -85,7 +85,7 @@ complete -c lukshdrfs -n '_shtab_lukshdrfs_using mount' -l preserve-times -d 'le
 complete -c lukshdrfs -n '_shtab_lukshdrfs_using mount' -l payload-name -x -d 'which payload of a header that several share'
 complete -c lukshdrfs -n '_shtab_lukshdrfs_using mount' -l convert -d 'go on with the conversion of a volume that is half-converted'
 complete -c lukshdrfs -n '_shtab_lukshdrfs_using mount' -l rate -x -d 'of the conversion: bytes a second at most'
-complete -c lukshdrfs -n '_shtab_lukshdrfs_using mount' -l hotzone-size -x -d 'bytes that a step of it converts (1M)'
+complete -c lukshdrfs -n '_shtab_lukshdrfs_using mount' -l hotzone-size -x -d 'bytes that a step of it converts (4M)'
 complete -c lukshdrfs -n '_shtab_lukshdrfs_using mount' -l growable -d 'truncate of the image resizes the payload, a file'
 complete -c lukshdrfs -n '_shtab_lukshdrfs_using mount' -l truncate -x -d 'what opening with O_TRUNC does: refuse, ignore (refuse)'
 complete -c lukshdrfs -n '_shtab_lukshdrfs_using mount' -l data-path -x -d 'auto, native, python (auto)'

@@ -61,6 +61,7 @@ async def _lock(volume: Volume, file_system: ImageFileSystem, mounted: Mount | N
     if not drained:
         volume.fail_waiting()
         drained = await file_system.lock(_MOMENT_S)
+        drained = await trio.to_thread.run_sync(file_system.converting.end, _MOMENT_S) and drained
         volume.wait_again()
     if not drained:
         log.error("requests hang at the payload; the daemon ends at once")

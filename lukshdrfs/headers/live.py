@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from typing import Self
 
-from lukshdrfs.errors import DeviceError, HeaderError, InUse
+from lukshdrfs.errors import DeviceError, HeaderError, InUse, PayloadError
 from lukshdrfs.headers.file import open_for_writing
 from lukshdrfs.headers.lock import header_lock
 from lukshdrfs.headers.source import source_descriptor
@@ -45,6 +46,7 @@ class LiveHeader:
         self._binary: BinaryHeader = copy.binary
         self.metadata: Json = copy.metadata
         """As they are now."""
+        self._is_locked = False
         self._last_seqid = self._binary.seqid
         """Of the last change that was tried."""
         self._descriptor = open_for_writing(name, "header")
@@ -59,10 +61,14 @@ class LiveHeader:
             raise
 
     def _binary_headers(self) -> tuple[bytes, bytes]:
-        return (
-            os.pread(self._descriptor, BINARY_SIZE, 0),
-            os.pread(self._descriptor, BINARY_SIZE, self._binary.hdr_size),
-        )
+        return self._read(0, BINARY_SIZE), self._read(self._binary.hdr_size, BINARY_SIZE)
+
+    def _read(self, offset: int, size: int) -> bytes:
+        try:
+            return os.pread(self._descriptor, size, offset)
+        except OSError as error:
+            text = f"header {self.name}: reading at byte {offset}: {os.strerror(error.errno or 0)}"
+            raise PayloadError(text, error.errno or 0) from None
 
     def _check_ours(self) -> None:
         """Raise InUse unless each copy is what it was, or what a change of ours that failed may have left."""
@@ -80,6 +86,19 @@ class LiveHeader:
         """Bytes that the metadata may have."""
         return self._binary.json_size
 
+    @contextmanager
+    def locked(self) -> Iterator[None]:
+        """Hold cryptsetup's lock for several changes, so that no other program comes in between. Raises InUse."""
+        if self._is_locked:
+            yield
+            return
+        with header_lock(self._descriptor, self.name, exclusive=True):
+            self._is_locked = True
+            try:
+                yield
+            finally:
+                self._is_locked = False
+
     def commit(self, metadata: Json) -> None:
         """
         Write other metadata, each copy synced before the other is begun.
@@ -94,7 +113,7 @@ class LiveHeader:
             self._binary.subsystem, csum_alg=self._binary.csum_alg,
         )  # fmt: skip
         copies = {secondary: binary.written(metadata, secondary=secondary) for secondary in (False, True)}
-        with header_lock(self._descriptor, self.name, exclusive=True):
+        with self.locked():
             self._check_unchanged()
             self._last_seqid = binary.seqid
             for secondary, known in zip((False, True), self._ours, strict=True):
@@ -119,15 +138,15 @@ class LiveHeader:
 
     def write_area(self, offset: int, data: bytes | bytearray | memoryview) -> None:
         """Write into the keyslot areas, and return when it is on the storage. Raises InUse and PayloadError."""
-        with header_lock(self._descriptor, self.name, exclusive=True):
+        with self.locked():
             self._check_unchanged()
             write_all(self._descriptor, data, offset, f"header {self.name}")
             sync_descriptor(self._descriptor, f"header {self.name}")
 
     def read_area(self, offset: int, size: int) -> bytes:
         """Return what is in the keyslot areas. Raises HeaderError if it is not all there."""
-        data = os.pread(self._descriptor, size, offset)
-        while len(data) < size and (piece := os.pread(self._descriptor, size - len(data), offset + len(data))):
+        data = self._read(offset, size)
+        while len(data) < size and (piece := self._read(offset + len(data), size - len(data))):
             data += piece
         if len(data) < size:
             raise HeaderError(f"header {self.name} is cut off: there is nothing at byte {offset + len(data)}")
@@ -135,7 +154,7 @@ class LiveHeader:
 
     def overwrite(self, areas: Iterable[tuple[int, int]]) -> None:
         """Put random bytes over areas (offset and size in bytes) that the metadata no longer name."""
-        with header_lock(self._descriptor, self.name, exclusive=True):
+        with self.locked():
             self._check_unchanged()
             for offset, size in areas:
                 for at in range(offset, offset + size, _NOISE_STEP):

@@ -155,6 +155,8 @@ int file_writes_flush(struct file_writes *writes, int asked) {
     pthread_rwlock_rdlock(&writes->others);
     int error = sync_all(writes->descriptor);
     int lost = asked ? atomic_exchange(&writes->lost, 0) : 0;
+    if (error && !asked)
+        atomic_store(&writes->lost, error); /* the kernel tells it once, and who asks for a flush has to hear it */
     pthread_rwlock_unlock(&writes->others);
     return error ? error : lost;
 }

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 from pathlib import Path
 
 import pytest
 from support.conversions import CHEAP, SMALL
 from support.cryptsetup import cryptsetup
-from support.mounts import Argument, lukshdrfs
+from support.luks2_edit import metadata, with_metadata
+from support.mounts import Argument, is_mounted, lukshdrfs
 from support.nbd import address, qemu_nbd
 from support.tools import program
 from support.volumes import MIB
@@ -135,6 +137,75 @@ def test_luks1(tmp_path: Path, key: Path) -> None:
     cryptsetup("open", "--test-passphrase", "--type", "luks1", "--disable-locks", "--key-file", key, header)
     with open_volume(payload, header=header, passphrase=b"secret", read_only=True) as volume:
         assert volume.pread(len(PLAIN), 0) == PLAIN
+
+
+@pytest.mark.parametrize("mode", ["reencrypt", "decrypt"])
+def test_a_tail_that_would_be_lost(tmp_path: Path, key: Path, mode: str) -> None:
+    """A payload that is no whole sectors is refused before the header says that anything has begun."""
+    payload, header = tmp_path / "payload", tmp_path / "header"
+    done = lukshdrfs("create", *CHEAP, *SMALL, "--size", "4M", "--header", header, "--key-file", key, payload)
+    assert done.returncode == 0, done.stderr
+    with payload.open("ab") as file:
+        file.write(bytes(100))
+    before = header.read_bytes()
+    done = lukshdrfs(mode, "--header", header, "--key-file", key, payload)
+    assert done.returncode == 4, done.stderr
+    assert header.read_bytes() == before
+
+
+def test_metadata_that_are_nearly_full(tmp_path: Path, key: Path) -> None:
+    """What does not fit while a step is in work is refused before anything begins, at any size of what fills it."""
+    payload, header = tmp_path / "payload", tmp_path / "header"
+    done = lukshdrfs("create", *CHEAP, *SMALL, "--size", "1M", "--header", header, "--key-file", key, payload)
+    assert done.returncode == 0, done.stderr
+    area, statuses = header.read_bytes(), set()
+    for size in range(8600, 10600, 200):
+        document = metadata(area)
+        document["tokens"]["0"] = {"type": "made-up", "keyslots": ["0"], "text": "x" * size}
+        header.write_bytes(with_metadata(area, document))
+        before = header.read_bytes()
+        done = lukshdrfs("reencrypt", "--hotzone-size", "64K", *CHEAP, "--header", header, "--key-file", key, payload)
+        statuses.add(done.returncode)
+        assert (done.returncode == 4) == (header.read_bytes() == before), done.stderr
+    assert statuses == {0, 4}
+
+
+@pytest.mark.root
+def test_a_sparse_payload_on_a_full_disk(tmp_path: Path, key: Path) -> None:
+    """It is refused; forced, it stops where nothing is in work, and what is there can be used."""
+    folder, header = tmp_path / "small", tmp_path / "header"
+    folder.mkdir()
+    payload = folder / "payload"
+    subprocess.run(["mount", "-t", "tmpfs", "-o", "size=8M", "none", folder], check=True)
+    try:
+        payload.touch()
+        os.truncate(payload, 32 * MIB)
+        named: list[Argument] = ["--header", header, "--key-file", key, payload]
+        done = lukshdrfs("encrypt", *CHEAP, *SMALL, *named)
+        assert done.returncode == 4, done.stderr
+        assert not header.exists()
+        done = lukshdrfs("encrypt", "--force", "--hotzone-size", "1M", *CHEAP, *SMALL, *named)
+        assert done.returncode == 4, done.stderr
+        with open_volume(payload, header=header, passphrase=b"secret") as volume:
+            assert volume.pread(32 * MIB, 0) == bytes(32 * MIB)
+    finally:
+        subprocess.run(["umount", folder], check=True)
+
+
+@pytest.mark.needs("fuse")
+def test_data_that_move_are_not_converted_online(tmp_path: Path, key: Path) -> None:
+    """A conversion that makes room for its header is mounted, and with --convert refused by its name."""
+    payload, mountpoint = tmp_path / "payload", tmp_path / "mnt"
+    payload.write_bytes(PLAIN * 4)
+    mountpoint.mkdir()
+    cryptsetup(
+        "reencrypt", "--encrypt", "--init-only", "-q", "--force-offline-reencrypt", "--disable-locks", "--type=luks2",
+        *CHEAP, "--reduce-device-size", "1M", "--luks2-keyslots-size", "256k", "--key-file", key, payload,
+    )  # fmt: skip
+    done = lukshdrfs("mount", "--convert", "--key-file", key, payload, mountpoint)
+    assert done.returncode == 4, done.stderr
+    assert "moves the data" in done.stderr
+    assert not is_mounted(mountpoint)
 
 
 def test_what_is_refused(tmp_path: Path, key: Path) -> None:

@@ -189,8 +189,9 @@ def test_random_operations(layout: object, cache: str, make_volume: MakeVolume, 
 CIPHERS = {
     tuple(volume.fields[name] for name in ("cipher", "key_bits", "sector_size")): volume
     for volume in golden_volumes().values()
-    if volume.expect == "open" and volume.payload_file
+    if volume.expect == "open" and volume.payload_file and not volume.name.endswith(("-half", "-init"))
 }
+"""But for volumes that are half-converted: two of one UUID are never open at once."""
 
 
 @pytest.mark.parametrize("kind", CIPHERS, ids=lambda kind: "-".join(map(str, kind)))

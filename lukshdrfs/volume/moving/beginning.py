@@ -8,6 +8,7 @@ moment at which it says that data are encrypted which are not.
 from __future__ import annotations
 
 import copy
+import json
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
@@ -22,7 +23,7 @@ from lukshdrfs.luks.luks2.edit import MAX_KEYSLOTS, commit, put_keyslot
 from lukshdrfs.luks.luks2.objects import new_digest
 from lukshdrfs.luks.luks2.parse import parse_digests
 from lukshdrfs.luks.luks2.reencryption.digest import new_metadata_digest
-from lukshdrfs.luks.luks2.reencryption.edits import begun, largest_gap, renumbered, with_protection
+from lukshdrfs.luks.luks2.reencryption.edits import begun, largest_gap, renumbered, with_parts, with_protection
 from lukshdrfs.luks.luks2.reencryption.state import Part, Protection, ReencryptionState, Side
 from lukshdrfs.luks.luks2.strict_json import Json
 from lukshdrfs.luks.model import Digest, Header, Segment
@@ -217,4 +218,16 @@ def _begun(
     number = _free_number(metadata["digests"])
     metadata["digests"][str(number)] = new_metadata_digest(state, keys.old, keys.new, resilience.hash)
     digest = next(found for found in parse_digests(metadata) if found.id == number)
+    _check_room(metadata, state, volume_size)
     return metadata, replace(state, metadata_digest=digest)
+
+
+def _check_room(metadata: Json, state: ReencryptionState, size: int) -> None:
+    """Raise HeaderError if the metadata of a step would not fit, which are longer than those of the beginning."""
+    parts = (Part(Side.NEW, 0, size), Part(Side.HOT, size, size), Part(Side.OLD, 2 * size, size))
+    text = json.dumps(with_parts(metadata, state, parts), separators=(",", ":"))
+    room = int(metadata["config"]["json_size"])
+    if len(text) >= room:
+        raise HeaderError(
+            f"the header has {room} bytes for metadata, and a conversion takes {len(text)}; remove tokens or keyslots"
+        )

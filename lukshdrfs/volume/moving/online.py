@@ -20,7 +20,7 @@ from lukshdrfs.errors import LukshdrfsError, UnsupportedFeature
 from lukshdrfs.headers.live import LiveHeader
 from lukshdrfs.luks.luks2.reencryption.state import ReencryptionState, Stage
 from lukshdrfs.volume.moving.sides import Sides
-from lukshdrfs.volume.moving.zone import Prepared, Zone, convert, finish, next_zone, prepare, protect
+from lukshdrfs.volume.moving.zone import LARGEST_ZONE, Prepared, Zone, convert, finish, next_zone, prepare, protect
 from lukshdrfs.volume.volume import Volume
 
 log = logging.getLogger(__name__)
@@ -81,12 +81,23 @@ class OnlineConversion:
 
     def proceed(self) -> None:
         """Go on, also after a failure. Raises UnsupportedFeature for a conversion that also moves the data."""
-        if self._conversion.protection.shift:
-            raise UnsupportedFeature(
-                "a conversion that moves the data to another place is not done while the volume is used; unmount it "
-                f"and run 'lukshdrfs {self._conversion.mode}'"
-            )
+        self.check_online()
         self._steer("running")
+
+    def check_online(self) -> None:
+        """Raise UnsupportedFeature for a conversion that cannot go on while the volume is used."""
+        protection, unmounted = self._conversion.protection, f"unmount it and run 'lukshdrfs {self._conversion.mode}'"
+        if protection.shift:
+            raise UnsupportedFeature(
+                f"a conversion that moves the data to another place is not done while the volume is used; {unmounted}"
+            )
+        if protection.in_place == "checksum" and self._size % protection.block_size:
+            raise UnsupportedFeature(
+                f"the conversion's checksums are of {protection.block_size} bytes: the volume's end is without; "
+                f"{unmounted}, which changes that"
+            )
+        if not protection.in_place:
+            raise UnsupportedFeature(f"the conversion was begun without any resilience; {unmounted}")
 
     def pause(self) -> None:
         """Stop after the step at hand, until it is told to go on."""
@@ -94,7 +105,7 @@ class OnlineConversion:
 
     def _steer(self, state: StateName) -> None:
         with self._steered:
-            if self._state != "done":
+            if self._state != "done" and not (state == "paused" and self._state == "failed"):
                 self._state, self._error = state, ""
             self._steered.notify_all()
 
@@ -145,17 +156,18 @@ class OnlineConversion:
             self._header = self._open_header()
         if self._unfinished:
             return self._finish_step(self._header, self._unfinished)
-        zone = next_zone(self._conversion, self._size, self.zone_size)
+        zone = next_zone(self._conversion, self._size, min(self.zone_size, LARGEST_ZONE))
         if zone is None:
             finish(self._header, self._conversion)
             self._note_done()
             return 0
         self._volume.flush(asked=False)  # most of what the zone's step has to wait for, while nobody waits for the zone
-        with self._volume.hold_alone(zone.start, zone.end):
+        # the header's lock comes first: who keeps it from us keeps nobody from the zone, and cannot come in between
+        with self._header.locked(), self._volume.hold_alone(zone.start, zone.end):
             # what was written there is on the storage before its checksum is: see `zone`
             self._volume.flush(asked=False)
             prepared = prepare(self._sides, self._conversion, zone)
-            protect(self._header, self._conversion, prepared)
+            protect(self._sides, self._header, self._conversion, prepared)
             try:
                 self._convert(self._header, prepared)
             except BaseException:
@@ -168,7 +180,7 @@ class OnlineConversion:
     def _finish_step(self, header: LiveHeader, prepared: Prepared) -> int:
         """Do again what has failed, while the zone's requests still fail."""
         zone = prepared.zone
-        with self._volume.hold_alone(zone.start, zone.end):
+        with header.locked(), self._volume.hold_alone(zone.start, zone.end):
             self._convert(header, prepared)
             self._take_over(zone)
         self._unfinished = None

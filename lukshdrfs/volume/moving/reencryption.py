@@ -14,14 +14,12 @@ from lukshdrfs.volume.half_converted import Keys
 from lukshdrfs.volume.moving.beginning import Resilience, changed_protection
 from lukshdrfs.volume.moving.recovery import recover
 from lukshdrfs.volume.moving.sides import Sides
-from lukshdrfs.volume.moving.zone import Prepared, finish, next_zone, prepare, write
+from lukshdrfs.volume.moving.zone import LARGEST_ZONE, Prepared, finish, next_zone, prepare, write
 
 ZONE = 16 << 20
 """Bytes that a step converts unless it is told otherwise: its four syncs are then a small part of its time."""
 
 
-LARGEST_ZONE = 32 << 20
-"""More is not faster, and is in memory three times."""
 _AHEAD = 2
 """Zones that are read while one is written: checksums take a processor more time than all else."""
 

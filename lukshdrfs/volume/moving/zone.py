@@ -12,15 +12,19 @@ import logging
 from dataclasses import dataclass, replace
 
 from lukshdrfs.cipher import gcrypt_hash_blocks
-from lukshdrfs.errors import InUse, PayloadError
+from lukshdrfs.errors import HeaderError, LukshdrfsError
 from lukshdrfs.headers.live import LiveHeader
 from lukshdrfs.luks.keys.hashes import find_hash
 from lukshdrfs.luks.luks2.reencryption.edits import finished, renumbered, step_parts, with_parts
 from lukshdrfs.luks.luks2.reencryption.state import ReencryptionState, Side
 from lukshdrfs.sectors import round_down, round_up
 from lukshdrfs.volume.moving.sides import Sides
+from lukshdrfs.volume.moving.space import allocate
 
 log = logging.getLogger(__name__)
+
+LARGEST_ZONE = 32 << 20
+"""Bytes that a step converts at most: more is not faster, and is in memory several times."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,6 +96,8 @@ def _protection_of(state: ReencryptionState, data: memoryview) -> bytes | bytear
     protection = state.protection
     if protection.in_place == "journal":
         return bytes(data)
+    if len(data) % protection.block_size:
+        raise HeaderError(f"checksums of {protection.block_size} bytes leave the end of {len(data)} unprotected")
     return gcrypt_hash_blocks(find_hash(protection.hash).gcrypt, data, protection.block_size)
 
 
@@ -104,12 +110,18 @@ def write(
     The last zone's step ends the conversion: its state is the same, and the header is that of the volume as it will be.
     Nothing may have written to the zone since it was read. Raises PayloadError, InUse.
     """
-    protect(header, state, prepared)
+    protect(sides, header, state, prepared)
     return convert(sides, header, state, size, prepared)
 
 
-def protect(header: LiveHeader, state: ReencryptionState, prepared: Prepared) -> None:
-    """Put what a zone is recovered from on the storage. Neither header nor zone say so yet: it may fail."""
+def protect(sides: Sides, header: LiveHeader, state: ReencryptionState, prepared: Prepared) -> None:
+    """
+    Put what a zone is recovered from on the storage. Neither header nor zone say so yet: it may fail.
+
+    Where the zone is a hole, it gets its space first: on a full disk it could be neither written nor recovered.
+    """
+    zone = prepared.zone
+    allocate(sides.payload, sides.place(state, Side.NEW, zone.start), zone.size)
     if prepared.protection:
         header.write_area(state.protection.offset, prepared.protection)
 
@@ -153,5 +165,5 @@ def finish(header: LiveHeader, state: ReencryptionState) -> None:
     header.commit(metadata)
     try:
         header.overwrite((area.offset, area.size) for area in unused)
-    except (InUse, PayloadError) as error:  # it is over all the same, and cannot be done again
+    except (LukshdrfsError, OSError) as error:  # it is over all the same, and cannot be done again
         log.error("what the conversion leaves in the header's keyslot areas is not overwritten: %s", error)  # noqa: TRY400

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import fcntl
 import random
 import threading
 from collections.abc import Callable, Iterator
@@ -15,7 +16,8 @@ from support.conversions import MODES, Conversion, conversion
 from support.waiting import wait_until
 
 from lukshdrfs import PayloadError, open_volume
-from lukshdrfs.errors import InUse
+from lukshdrfs.errors import InUse, UnsupportedFeature
+from lukshdrfs.headers import lock as header_locks
 from lukshdrfs.headers import read_header
 from lukshdrfs.headers.live import LiveHeader
 from lukshdrfs.luks.luks2.reencryption.state import ReencryptionState, Stage
@@ -23,7 +25,7 @@ from lukshdrfs.volume import Volume
 from lukshdrfs.volume.moving.online import OnlineConversion
 
 KIB = 1 << 10
-SIZE = 512 * KIB + 512
+SIZE = 512 * KIB + 4096
 ZONE = 16 * KIB
 BACKWARD = "decrypt backward"
 """As cryptsetup begins it."""
@@ -169,6 +171,39 @@ def test_a_header_that_fails_stops_the_conversion_and_not_the_volume(
     left.check_as_it_is()
     left.ours()
     left.check()
+
+
+def test_a_volume_whose_end_has_no_checksum_is_not_converted_online(tmp_path: Path) -> None:
+    """Checksums of 4096 bytes leave the last sectors without: cut off there, they would be taken for converted."""
+    made = conversion("encrypt", tmp_path / "volume", SIZE + 512, "--sector-size", "512")
+    made.theirs("--init-only", "--resilience", "checksum")
+    with converting(made) as (volume, running):
+        with pytest.raises(UnsupportedFeature, match="lukshdrfs encrypt"):
+            running.proceed()
+        assert volume.pread(SIZE + 512, 0) == made.plain
+    made.ours()
+    made.check()
+
+
+def test_who_keeps_the_headers_lock_stops_the_conversion_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Who may read the header may lock it: no request waits for that, and no zone is left in work."""
+    monkeypatch.setattr(header_locks, "LOCK_PATIENCE_S", 0.1)
+    made = begun("reencrypt", tmp_path)
+    with converting(made) as (volume, running), made.header.open("rb") as theirs:
+        running.rate = 8 * ZONE
+        running.proceed()
+        wait_until(lambda: running.progress.done > 0, "the first step")
+        fcntl.flock(theirs, fcntl.LOCK_SH)
+        wait_until(lambda: running.progress.state == "failed", "the failure")
+        assert volume.pread(SIZE, 0) == made.plain
+        assert volume.pwrite(made.plain, 0) == SIZE
+        running.pause()
+        assert running.progress.state == "failed", "a pause mends nothing"
+        fcntl.flock(theirs, fcntl.LOCK_UN)
+        running.rate = None
+        running.proceed()
+        wait_until(lambda: running.progress.state == "done", "the end")
+    made.check()
 
 
 def test_another_program_at_the_header_ends_it(tmp_path: Path) -> None:

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import argparse
-import logging
 import os
-import sys
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
@@ -22,6 +20,7 @@ from lukshdrfs.cli.arguments import (
     pin,
     secret_source,
 )
+from lukshdrfs.cli.commands.convert.asking import ask
 from lukshdrfs.cli.commands.convert.conversion import Conversion, opened_payload
 from lukshdrfs.cli.one_header import header_name
 from lukshdrfs.cli.secrets.source import new_secret
@@ -49,9 +48,8 @@ from lukshdrfs.volume import LockedVolume, PassOver, Window, check_raw, lock_vol
 from lukshdrfs.volume.half_converted import HalfConverted, Keys
 from lukshdrfs.volume.moving import beginning
 from lukshdrfs.volume.moving.beginning import NewSide, Resilience
+from lukshdrfs.volume.moving.space import check_space
 from lukshdrfs.volume.placement import shift_of
-
-log = logging.getLogger(__name__)
 
 
 def begin_encryption(arguments: argparse.Namespace) -> Conversion:
@@ -72,6 +70,8 @@ def begin_encryption(arguments: argparse.Namespace) -> Conversion:
     with ExitStack() as held:
         payload = held.enter_context(opened_payload(arguments, None, Window(arguments.offset, arguments.size)))
         check_raw(payload, PassOver(force=arguments.force))
+        if not arguments.force:
+            check_space(payload)
         offset = arguments.offset or 0
         size = payload.size - offset if arguments.size is None else arguments.size
         if size <= 0 or size > payload.size - offset or size % SECTOR or offset % SECTOR:
@@ -79,8 +79,8 @@ def begin_encryption(arguments: argparse.Namespace) -> Conversion:
                 f"payload {payload.name} has {payload.size} bytes; what is to be encrypted, {size} bytes from byte "
                 f"{offset} on, is not whole sectors of {SECTOR} in it"
             )
-        _check_plain(arguments, payload, offset, size)
-        _ask(arguments, payload, size, "encrypted")
+        found = _checked_plain(arguments, payload, offset, size)
+        ask(arguments, payload, (offset, size), found, "encrypted")
         key = held.enter_context(_kept(SecretBytes.random(key_size)))
         form = _form(arguments, cipher, wish.hash, size)
         secret_from = secret_source(arguments)
@@ -102,15 +102,15 @@ def begin_encryption(arguments: argparse.Namespace) -> Conversion:
         return Conversion(arguments, HalfConverted(header, state, payload), live, Keys(None, key), held.pop_all())
 
 
-def _check_plain(arguments: argparse.Namespace, payload: Payload, offset: int, size: int) -> None:
-    """Say what is on the payload; raise DeviceError if it is encrypted already, unless that is forced."""
+def _checked_plain(arguments: argparse.Namespace, payload: Payload, offset: int, size: int) -> str:
+    """Return what is on the payload; raise DeviceError if it is encrypted already, unless that is forced."""
     found = recognise(payload, offset, size)
     if any(one.is_luks for one in found) and not arguments.force:
         raise DeviceError(
             f"payload {payload.name} is encrypted already ({names_of(found)}); 'lukshdrfs reencrypt' gives it another "
             "key, and --force encrypts it as it is"
         )
-    log.info("payload %s holds %s", payload.name, names_of(found) or "nothing that is recognised")
+    return names_of(found) or "nothing that is recognised"
 
 
 def _form(arguments: argparse.Namespace, cipher: CipherSpec, hash_name: str, size: int) -> Luks2Format:
@@ -154,7 +154,7 @@ def begin_reencryption(arguments: argparse.Namespace) -> Conversion:
         old = there.key.volume_key
         key_size = key_bytes(arguments.key_size, "--key-size") or _size_of_key(cipher, len(old))
         side = NewSide(cipher, arguments.sector_size or segment.sector_size, wish.hash)
-        _ask(arguments, there.locked.payload, there.locked.size, "encrypted anew")
+        _ask(arguments, there, "encrypted anew")
         if arguments.keep_key:
             if key_size != len(old):
                 raise UsageError(
@@ -177,10 +177,11 @@ def begin_reencryption(arguments: argparse.Namespace) -> Conversion:
         metadata, state, writes = beginning.begin_reencryption(
             there.header, there.live.metadata, keys, side, keyslots, there.locked.size, _resilience(arguments)
         )
+        half = _half(arguments, there, state)
         for write in writes:
             there.live.write_area(write.offset, write.data)
         there.live.commit(metadata)
-        return _begun_there(arguments, there, keys, held, state)
+        return Conversion(arguments, half, there.live, keys, held.pop_all())
 
 
 def begin_decryption(arguments: argparse.Namespace) -> Conversion:
@@ -192,12 +193,13 @@ def begin_decryption(arguments: argparse.Namespace) -> Conversion:
         )
     with ExitStack() as held:
         there = _there(arguments, held)
-        _ask(arguments, there.locked.payload, there.locked.size, "decrypted")
+        _ask(arguments, there, "decrypted")
         metadata, state = beginning.begin_decryption(
             there.header, there.live.metadata, there.key.volume_key, there.locked.size, _resilience(arguments)
         )
+        half = _half(arguments, there, state)
         there.live.commit(metadata)
-        return _begun_there(arguments, there, Keys(there.key.volume_key, None), held, state)
+        return Conversion(arguments, half, there.live, Keys(there.key.volume_key, None), held.pop_all())
 
 
 def _there(arguments: argparse.Namespace, held: ExitStack) -> _There:
@@ -208,6 +210,8 @@ def _there(arguments: argparse.Namespace, held: ExitStack) -> _There:
         raise UnsupportedFeature(f"header {name} is of several payloads, and cannot say of one that it is converted")
     payload = held.enter_context(opened_payload(arguments, header))
     check_raw(payload, PassOver(force=arguments.force))
+    if not arguments.force:
+        check_space(payload)
     detached = name if arguments.header else None
     locked = lock_volume(payload, header, header_name=detached, window=Window(arguments.offset))
     locked.check_place(PassOver(force=arguments.force))
@@ -251,11 +255,10 @@ def _resilience(arguments: argparse.Namespace) -> Resilience:
     return Resilience(arguments.resilience or "checksum", arguments.resilience_hash)
 
 
-def _begun_there(
-    arguments: argparse.Namespace, there: _There, keys: Keys, held: ExitStack, state: ReencryptionState
-) -> Conversion:
-    half = HalfConverted(there.header, state, there.locked.payload, shift_of(there.header, Window(arguments.offset)))
-    return Conversion(arguments, half, there.live, keys, held.pop_all())
+def _half(arguments: argparse.Namespace, there: _There, state: ReencryptionState) -> HalfConverted:
+    """Return the volume as it will be from now on. Raises DeviceError, before anything is written, if it cannot be."""
+    shift = shift_of(there.header, Window(arguments.offset))
+    return HalfConverted(there.header, state, there.locked.payload, shift)
 
 
 @contextmanager
@@ -265,15 +268,7 @@ def _kept(secret: SecretBytes) -> Iterator[SecretBytes]:
         yield secret
 
 
-def _ask(arguments: argparse.Namespace, payload: Payload, size: int, becomes: str) -> None:
-    """Say what is about to happen, and ask whether it is to, where somebody can answer. Raises UsageError for a no."""
-    if arguments.batch_mode or not (sys.stdin.isatty() and sys.stderr.isatty()):
-        return
-    sys.stderr.write(
-        f"{size} bytes of {payload.name} are {becomes} in place. Nothing may use it otherwise until that is "
-        f"over.\nThe header is {header_name(arguments)}: without it, the data are lost. Keep a copy of it elsewhere, "
-        "now and when it is over\n('lukshdrfs header backup').\nGo on? Type yes: "
-    )
-    sys.stderr.flush()
-    if sys.stdin.readline().strip().lower() != "yes":
-        raise UsageError("nothing was done")
+def _ask(arguments: argparse.Namespace, there: _There, becomes: str) -> None:
+    segment, locked = there.header.segments[0], there.locked
+    place = segment.offset + shift_of(there.header, Window(arguments.offset))
+    ask(arguments, locked.payload, (place, locked.size), segment.encryption, becomes)

@@ -141,6 +141,8 @@ def _unlock_and_serve(request: Request, ready: Callable[[Volume], None]) -> int:
         options = replace(options, lock_policy=replace(options.lock_policy, header=path))
     try:
         close_given(request)
+        if request.arguments.convert and volume.conversion:
+            volume.conversion.check_online()
         warn_of_changed_size(volume, request.arguments.payload, options.image)
         if not lock_process_memory():
             log.debug("only the keys are locked in memory, not the ciphers' key schedules")

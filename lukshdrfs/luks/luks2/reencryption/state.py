@@ -15,21 +15,20 @@ from dataclasses import dataclass, replace
 from enum import Enum
 from typing import Any
 
-from lukshdrfs.errors import HeaderError, UnsupportedFeature
+from lukshdrfs.errors import UnsupportedFeature
 from lukshdrfs.luks.keys.hashes import find_hash
 from lukshdrfs.luks.luks2 import strict_json as sj
 from lukshdrfs.luks.luks2.binary import choose_copy
 from lukshdrfs.luks.luks2.parse import parse_backup_segments
+from lukshdrfs.luks.luks2.reencryption.checks import check_hot, check_mode, check_protection, contradiction, same
 from lukshdrfs.luks.luks2.requirements import is_reencrypt_candidate
 from lukshdrfs.luks.luks2.strict_json import Json
 from lukshdrfs.luks.model import Digest, Header, Segment
-from lukshdrfs.sectors import SECTOR, round_down
+from lukshdrfs.sectors import SECTOR
 
 HOT = "in-reencryption"
 """The flag of the segment that a step is at."""
 _VERSIONS = {"online-reencrypt-v2": 2, "online-reencrypt-v3": 3}
-_LARGEST_BLOCK = 1 << 20
-"""Bytes that one checksum may be of: cryptsetup takes 4096 at most, and a block is in memory as a whole."""
 
 
 class Side(Enum):
@@ -190,13 +189,13 @@ def _state_of(header: Header, requirement: str) -> ReencryptionState:
     metadata = choose_copy(header.area)[0].metadata
     slots = [(int(name), slot) for name, slot in sj.objects(metadata, "keyslots") if slot["type"] == "reencrypt"]
     if not slots:
-        raise _contradiction("it has no keyslot")
+        raise contradiction("it has no keyslot")
     number, slot = slots[0]
     backups = parse_backup_segments(metadata)
     previous, final = (_backup(backups, name) for name in ("backup-previous", "backup-final"))
     moved = next((segment for segment in backups if "backup-moved-segment" in segment.flags), None)
     if previous is None or final is None:
-        raise _contradiction("the volume's state before or after it is missing")
+        raise contradiction("the volume's state before or after it is missing")
     old, new = header.digest_of_segment(previous.id), header.digest_of_segment(final.id)
     state = ReencryptionState(
         version=_VERSIONS[requirement],
@@ -212,19 +211,15 @@ def _state_of(header: Header, requirement: str) -> ReencryptionState:
         metadata_digest=header.digest_of_keyslot(number),
         parts=(),
     )
-    _check_mode(state)
-    _check_protection(state)
+    check_mode(state)
+    check_protection(state)
     checked = _with_parts(state, header)
-    _check_hot(checked)
+    check_hot(checked)
     return checked
 
 
 def _backup(backups: tuple[Segment, ...], flag: str) -> Segment | None:
     return next((segment for segment in reversed(backups) if flag in segment.flags), None)
-
-
-def _contradiction(what: str) -> HeaderError:
-    return HeaderError(f"the header's reencryption is not to be trusted: {what}; nothing of it is used")
 
 
 def _protection(area: Json) -> Protection:
@@ -242,47 +237,6 @@ def _protection(area: Json) -> Protection:
     )
 
 
-def _check_mode(state: ReencryptionState) -> None:
-    kinds = {"encrypt": ("linear", "crypt"), "decrypt": ("crypt", "linear"), "reencrypt": ("crypt", "crypt")}
-    if (state.previous.type, state.final.type) != kinds[state.mode]:
-        raise _contradiction(f"its mode is {state.mode}, of {state.previous.type} data that become {state.final.type}")
-    for segment, digest in ((state.previous, state.old_digest), (state.final, state.new_digest)):
-        if (segment.type == "crypt") != (digest is not None):
-            raise _contradiction("a key's digest is not bound to the side that it is of")
-    shift = state.protection.shift
-    apart = {
-        "encrypt": state.final.offset - state.previous.offset,
-        "decrypt": state.previous.offset - state.final.offset,
-    }
-    if apart.get(state.mode, state.final.offset - state.previous.offset) != shift:
-        raise _contradiction("the data lie elsewhere afterwards than its data shift says")
-    if shift and state.mode == "reencrypt":
-        raise UnsupportedFeature("a reencryption with data shift is not supported; 'cryptsetup reencrypt' finishes it")
-    if shift == 0 and (state.moved is not None or state.previous.size != state.final.size):
-        raise _contradiction("the volume's size changes, and no data are shifted")
-    if (state.version == 3) != (state.mode == "decrypt" and bool(shift) and state.moved is not None):
-        raise _contradiction(f"its requirement is of version {state.version}, which is for another mode")
-    if state.mode == "reencrypt" and state.keeps_key and _same(state.previous, state.final):
-        raise _contradiction("both sides are the same")
-    if state.moved is not None and not _same(state.moved, state.previous):
-        raise _contradiction("what it has moved is of another kind than the data before it")
-
-
-def _check_protection(state: ReencryptionState) -> None:
-    protection = state.protection
-    if protection.type not in ("checksum", "journal", "datashift", "datashift-checksum", "datashift-journal", "none"):
-        raise UnsupportedFeature(f"the reencryption's protection {protection.type!r} is not supported")
-    if protection.in_place == "checksum":
-        find_hash(protection.hash)
-        block = protection.block_size
-        if block % state.sector_size:
-            raise _contradiction(f"its checksums are of {block} bytes, which are not whole sectors")
-        if block > _LARGEST_BLOCK:
-            raise UnsupportedFeature(f"the reencryption's checksums are of {block} bytes each: that is too much")
-    if protection.shift % state.sector_size:
-        raise _contradiction(f"its data shift of {protection.shift} bytes is not whole sectors")
-
-
 def _with_parts(state: ReencryptionState, header: Header) -> ReencryptionState:
     """Return the state with its parts, after checking that each is where it has to be."""
     parts: list[Part] = []
@@ -292,16 +246,16 @@ def _with_parts(state: ReencryptionState, header: Header) -> ReencryptionState:
         parts.append(Part(side, start, segment.size))
         if segment.size is not None:
             if segment.size % state.sector_size and segment is not header.segments[-1]:
-                raise _contradiction(f"segment {segment.id} does not end where sectors of both sides do")
+                raise contradiction(f"segment {segment.id} does not end where sectors of both sides do")
             start += segment.size
     order = [part.side for part in parts]
     wanted = [Side.NEW, Side.HOT, Side.OLD] if state.forward else [Side.OLD, Side.HOT, Side.NEW]
     behind = order[1:] if order[:1] == [Side.MOVED] else order
     if behind != [side for side in wanted if side in behind]:
-        raise _contradiction("its segments are not in the order of its direction")
+        raise contradiction("its segments are not in the order of its direction")
     total = state.previous.size
     if state.moved is None and total is not None and (header.segments[-1].size is None or start != total):
-        raise _contradiction("its segments are more or less than the volume")
+        raise contradiction("its segments are more or less than the volume")
     return replace(state, parts=tuple(parts))
 
 
@@ -312,9 +266,11 @@ def _side_of(state: ReencryptionState, segment: Segment, start: int, header: Hea
         sides.append(Side.MOVED)
     for side in sides:
         whole = state.segment_of(side)
-        if not _same(segment, whole) or segment.offset != state.place_of(side, start):
+        if not same(segment, whole) or segment.offset != state.place_of(side, start):
             continue
         if segment.type == "crypt" and segment.iv_tweak != whole.iv_tweak + start // SECTOR:
+            continue
+        if side is Side.MOVED and segment.size != (state.moved and state.moved.size):
             continue
         digest = state.digest_of(side)
         if segment.type == "crypt" and (digest is None or segment.id not in digest.segments):
@@ -324,24 +280,4 @@ def _side_of(state: ReencryptionState, segment: Segment, start: int, header: Hea
         if set(segment.flags) - {HOT} or segment.integrity:
             raise UnsupportedFeature(f"segment {segment.id} has flags or integrity that are not supported")
         return side
-    raise _contradiction(f"segment {segment.id} is not what it has to be, or not where")
-
-
-def _same(left: Segment, right: Segment) -> bool:
-    return (left.type, left.encryption, left.sector_size) == (right.type, right.encryption, right.sector_size)
-
-
-def _check_hot(state: ReencryptionState) -> None:
-    """Raise HeaderError if a step was at more than what its protection is of."""
-    hot = state.hot
-    if hot is None:
-        return
-    if hot.size is None:
-        raise _contradiction("the segment that its step is at has no size")
-    protection = state.protection
-    shifted = bool(protection.shift) and not (hot.start == 0 and protection.in_place)
-    if protection.type == "none" or (not shifted and not protection.in_place):
-        raise _contradiction("its step has no protection")
-    reach = protection.shift if shifted else protection.reach
-    if hot.size > round_down(reach, SECTOR):
-        raise _contradiction(f"its step is at {hot.size} bytes, its protection is of {reach}")
+    raise contradiction(f"segment {segment.id} is not what it has to be, or not where")
