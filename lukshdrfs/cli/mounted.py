@@ -37,6 +37,12 @@ def mount_at(name: str) -> Mount:
     return mounts[0]
 
 
+def is_mountpoint(name: str) -> bool:
+    """Whether one of our volumes is mounted at a path; the mount itself is not asked."""
+    mount = _topmost(os.path.abspath(name))  # noqa: PTH100 - as above
+    return mount is not None and mount.type == FILE_SYSTEM_TYPE
+
+
 def _topmost(path: str) -> Mount | None:
     return next((mount for mount in reversed(mount_table()) if mount.mountpoint == path), None)
 

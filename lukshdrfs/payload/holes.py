@@ -89,3 +89,9 @@ def _seek(descriptor: int, at: int, whence: int, size: int) -> int:
     except OSError as error:
         # ENXIO: no data from here on
         return size if error.errno == errno.ENXIO or whence == os.SEEK_HOLE else at
+
+
+def free_space(descriptor: int) -> int | None:
+    """Return how many bytes this user may still write to a file's file system; None where it does not say."""
+    status = os.fstatvfs(descriptor)
+    return status.f_frsize * (status.f_bavail if os.geteuid() else status.f_bfree) if status.f_blocks else None

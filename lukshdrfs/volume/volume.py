@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import errno
 import logging
-import os
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from types import MappingProxyType
@@ -17,7 +16,7 @@ from typing import TYPE_CHECKING, Self
 
 from lukshdrfs.errors import PayloadError, ReadOnlyError
 from lukshdrfs.payload import Payload
-from lukshdrfs.payload.holes import unwritten_end
+from lukshdrfs.payload.holes import free_space, unwritten_end
 from lukshdrfs.sectors import round_down
 from lukshdrfs.volume.extents import Extent, ExtentMap
 from lukshdrfs.volume.native_volume import NativeVolume
@@ -159,9 +158,8 @@ class Volume:
         """Raise PayloadError if the payload's file system has less: hours of filling would end so, and fill it up."""
         if self._payload.descriptor is None:
             return
-        status = os.fstatvfs(self._payload.descriptor)
-        free = status.f_frsize * (status.f_bavail if os.geteuid() else status.f_bfree)
-        if status.f_blocks and size > free:
+        free = free_space(self._payload.descriptor)
+        if free is not None and size > free:
             raise PayloadError(f"{size} bytes more: the payload's file system has {free} free", errno.ENOSPC)
 
     def _check_size(self, size: int) -> None:

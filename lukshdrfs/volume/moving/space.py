@@ -7,6 +7,7 @@ import stat
 
 from lukshdrfs.errors import DeviceError, PayloadError
 from lukshdrfs.payload import Payload
+from lukshdrfs.payload.holes import free_space
 
 _BLOCK = 512
 """What st_blocks counts (stat(2))."""
@@ -32,10 +33,9 @@ def check_space(payload: Payload) -> None:
     """Raise DeviceError if a file has more holes than its file system has space."""
     if payload.descriptor is None or not _is_sparse(payload.descriptor):
         return
-    status, free = os.fstat(payload.descriptor), os.fstatvfs(payload.descriptor)
+    status, there = os.fstat(payload.descriptor), free_space(payload.descriptor)
     missing = status.st_size - status.st_blocks * _BLOCK
-    there = free.f_frsize * (free.f_bavail if os.geteuid() else free.f_bfree)
-    if free.f_blocks and missing > there:
+    if there is not None and missing > there:
         raise DeviceError(
             f"payload {payload.name}: {missing} bytes of it are holes, which converting them fills, and its file "
             f"system has {there} bytes free; make room, or give --force"

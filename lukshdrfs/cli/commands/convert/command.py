@@ -17,7 +17,8 @@ from lukshdrfs.cli.arguments import (
 )
 from lukshdrfs.cli.commands.convert.beginning import begin_decryption, begin_encryption, begin_reencryption
 from lukshdrfs.cli.commands.convert.conversion import Conversion, check_together
-from lukshdrfs.cli.commands.convert.steering import is_mountpoint, steer
+from lukshdrfs.cli.commands.convert.steering import steer
+from lukshdrfs.cli.mounted import is_mountpoint
 from lukshdrfs.cli.one_header import header_name
 from lukshdrfs.cli.quantities import number, size
 from lukshdrfs.errors import DeviceError, NoHeader, UsageError

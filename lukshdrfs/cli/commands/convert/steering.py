@@ -13,10 +13,8 @@ from lukshdrfs.errors import DeviceError, UsageError
 from lukshdrfs.mounts import (
     ANSWER_LIMIT_S,
     CONVERSION_REQUEST,
-    FILE_SYSTEM_TYPE,
     Steering,
     ask_apart,
-    mount_table,
     owner_to_ask,
 )
 
@@ -29,13 +27,6 @@ _REFUSED = {
     errno.ENODATA: "its volume is not half-converted; unmount it, have the command begin with --init-only, and mount "
     "it with --convert",
 }
-
-
-def is_mountpoint(name: str) -> bool:
-    """Whether a name is where a volume is mounted, without asking the mount."""
-    path = os.path.abspath(name)  # noqa: PTH100 - pathlib would not take '..' out
-    mount = next((mount for mount in reversed(mount_table()) if mount.mountpoint == path), None)
-    return mount is not None and mount.type == FILE_SYSTEM_TYPE
 
 
 def steer(arguments: argparse.Namespace, mode: str) -> int:
